@@ -1,0 +1,192 @@
+"""One encoded image to uint8 pixels, or one short reason why not: every decision about image formats is here."""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+# Named, not all of Pillow's: its EPS reader starts Ghostscript on a file that only calls itself .jpg.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+_ALPHA_MODES = {"LA": "LA", "La": "LA", "PA": "RGBA", "RGBA": "RGBA", "RGBa": "RGBA"}
+_KEYED_MODES = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # may name a transparent value in `info`
+_PILLOW_MODULES = re.compile(r"PIL\.")
+
+
+class Unusable(ValueError):
+    """This image cannot be used; the message is the reason in a few words, on one line."""
+
+
+def decode(data: bytes | Path, channels: int | None = None) -> np.ndarray:
+    """The pixels of one encoded image, or `Unusable`.
+
+    data: the file's bytes, or its path. Formats: JPEG, PNG, WebP, BMP, TIFF, GIF, PPM/PGM, whatever the name says;
+        of an animation or a stack, the first frame.
+    channels: 3 copies gray into R, G and B; 1 takes the luma of colour (ITU-R 601, Pillow's "L"); None leaves it.
+    Returns [H, W, C] uint8, 0-255, C in {1, 3}, writable and contiguous, turned upright by the EXIF orientation:
+    - gray stays gray (C=1), 1-bit becomes 0 or 255, a palette becomes RGB even if all its colours are gray;
+    - alpha, a transparent palette entry or colour: composited on white (a transparent 16-bit value is ignored);
+    - 16-bit gray, and 32-bit integers that lie in 0-65535: round(v / 257), the full range, so 65535 is 255 and data
+      that use a few low values are dark; other 32-bit integers are unusable. Of 16-bit colour Pillow keeps the high
+      byte;
+    - float: finite values in [0, 1] become round(255 v); anything else is unusable, because its range is unknown;
+    - CMYK, YCbCr, HSV: to RGB by Pillow's formulas, without colour profiles; Lab is unusable.
+    Truncated files are unusable whatever `ImageFile.LOAD_TRUNCATED_IMAGES` is at its default; so are files above
+    twice `Image.MAX_IMAGE_PIXELS`. Pillow's own settings are read, never changed.
+    """
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels!r} must be 1, 3 or None")
+    with _opened(data) as (image, _):
+        _num_channels(image.mode)
+        image.load()
+        # After load(): Pillow turns a TIFF upright while loading it, and then forgets its orientation.
+        return to_channels(_upright(_pixels(image), _orientation(image)), channels)
+
+
+def header(data: bytes | Path) -> tuple[int, int, int]:
+    """(height, width, channels) that `decode(data)` has, from the file's header alone, or `Unusable`.
+
+    A file that is cut short passes here; only decoding finds that out.
+    """
+    with _opened(data) as (image, stream):
+        channels = _num_channels(image.mode)
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow reports the upright size
+            return height, width, channels
+        if image.format == "PNG" and _exif_follows_pixels(stream):
+            image.load()
+        return (width, height, channels) if _orientation(image) >= 5 else (height, width, channels)
+
+
+def to_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+    """[H, W, 1 or 3] uint8 to [H, W, channels] uint8: gray is copied, colour becomes luma; None changes nothing."""
+    if channels is None or pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
+
+
+@contextmanager
+def _opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]]]:
+    """Open an image; whatever goes wrong inside the `with` becomes `Unusable`."""
+    _mute_pillow()
+    try:
+        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
+            if not stream.read(1):
+                raise Unusable("empty file")
+            with Image.open(stream, formats=FORMATS) as image:
+                yield image, stream
+    except Unusable:
+        raise
+    except Exception as error:  # decoders raise nearly anything on bytes made to break them
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # out of file handles: the machine's trouble, and every later image would be lost
+        raise Unusable(_reason(error)) from error
+
+
+def _mute_pillow() -> None:
+    """Silence the warnings that Pillow's own modules issue, from the first image on.
+
+    They tell of damaged metadata and large images, which is decided here. `warnings.catch_warnings` would be tidier,
+    but it restores a process-wide list: used in threads, it can undo another thread's filters for good.
+    """
+    first = warnings.filters[0] if warnings.filters else None
+    if first is None or first[3] != _PILLOW_MODULES:
+        warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too many pixels"
+    if isinstance(error, MemoryError):
+        return "too large for memory"
+    if isinstance(error, FileNotFoundError):
+        return "the file is missing"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = " ".join(str(error).split())[:120]
+    return f"broken image: {text}" if text else f"broken image: {type(error).__name__}"
+
+
+def _num_channels(mode: str) -> int:
+    if mode in _GRAY_MODES:
+        return 1
+    if mode in _COLOUR_MODES:
+        return 3
+    raise Unusable(f"pixel mode {mode} is not supported")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """A loaded image to [H, W, 1 or 3] uint8, before it is turned upright."""
+    mode = image.mode
+    if mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise Unusable("integer pixels outside 0-65535")
+        return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)[..., None]
+    if mode == "F":
+        values = np.asarray(image)
+        if not ((values >= 0) & (values <= 1)).all():
+            raise Unusable("float pixels outside 0-1")
+        return np.rint(values * 255).astype(np.uint8)[..., None]
+    alpha_mode = _ALPHA_MODES.get(mode) or (_KEYED_MODES.get(mode) if "transparency" in image.info else None)
+    if alpha_mode:
+        values = np.asarray(image.convert(alpha_mode)).astype(np.uint16)
+        colour, alpha = values[..., :-1], values[..., -1:]
+        return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)  # at most 65152
+    if _num_channels(mode) == 1:
+        return np.array(image.convert("L"))[..., None]
+    return np.array(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF (or XMP) orientation, 1-8. Damaged metadata mean 1: the pixels may still be good."""
+    try:
+        # Not image.getexif(): for a PNG that would decode all pixels to see whether EXIF follows them.
+        value = Image.Image.getexif(image).get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation of [H, W, C] pixels (EXIF 2.3, tag 0x0112); 5 to 8 exchange height and width."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _exif_follows_pixels(stream: IO[bytes]) -> bool:
+    """Whether a PNG holds EXIF or XMP after its pixels, found by stepping over its chunks."""
+    back = stream.tell()
+    position, pixels_seen, found = 8, False, False
+    while not found:
+        stream.seek(position)
+        start = stream.read(29)
+        if len(start) < 8:
+            break
+        length, kind = struct.unpack_from(">I4s", start)
+        named = start[8:].startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
+        found = pixels_seen and (kind == b"eXIf" or (named and kind in (b"iTXt", b"tEXt", b"zTXt")))
+        pixels_seen = pixels_seen or kind == b"IDAT"
+        position += 12 + length
+    stream.seek(back)
+    return found

@@ -1,0 +1,127 @@
+"""Is the embedding collapsing? Four numbers from the literature, and a verdict on them.
+
+Every function takes embeddings z: [B, d] of any floating type, one row per image, computes in float64 without
+gradient, and returns a finite float also for degenerate input: equal rows, zero rows, d = 1, one row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+COLLAPSED_STD_RATIO = 0.3
+"""Below this, the embedding is close to one point. Rows spread evenly on the sphere give 1, equal rows 0."""
+
+COLLAPSED_RANK = 2.0
+"""Below this effective rank, the embedding is close to one line."""
+
+NARROW_STD_RATIO = 0.5
+"""Below this, most of each row is common to all images."""
+
+NARROW_RANK = 4.0
+"""Below this effective rank, the embedding uses hardly more than three directions. The four thresholds are
+this package's choice, not a paper's. The rank is at most min(B - 1, d): with B < 5 or d < 4 no verdict is
+healthy."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """The numbers of one batch; see the function of each name."""
+
+    std: float
+    std_ratio: float
+    """std * sqrt(d): about 1 where the embedding is healthy, 0 where all rows have one direction."""
+    effective_rank: float
+    alignment: float
+    uniformity: float
+
+
+def health(z1: Tensor, z2: Tensor) -> Health:
+    """All numbers for the embeddings z1, z2: [B, d] of two views, row i of both from image i.
+
+    Alignment compares the views; the others are taken over z1, where no two rows come from one image.
+    """
+    std = feature_std(z1)
+    return Health(
+        std=std,
+        std_ratio=std * math.sqrt(z1.shape[1]),
+        effective_rank=effective_rank(z1),
+        alignment=alignment(z1, z2),
+        uniformity=uniformity(z1),
+    )
+
+
+def verdict(health: Health) -> Literal["healthy", "narrow", "collapsed"]:
+    """One word for the numbers, by the thresholds of this module."""
+    if health.std_ratio < COLLAPSED_STD_RATIO or health.effective_rank < COLLAPSED_RANK:
+        return "collapsed"
+    if health.std_ratio < NARROW_STD_RATIO or health.effective_rank < NARROW_RANK:
+        return "narrow"
+    return "healthy"
+
+
+def feature_std(z: Tensor) -> float:
+    """Standard deviation over the batch of L2-normalised rows, mean over dimensions. Chen & He 2021, 4.1.
+
+    In [0, 1/sqrt(d)]: about 1/sqrt(d) for rows spread evenly over the sphere, 0 when all rows have one
+    direction. The divisor is B, so that one row gives 0.
+    """
+    return float(F.normalize(_rows(z), dim=1).std(dim=0, correction=0).mean())
+
+
+def effective_rank(z: Tensor) -> float:
+    """exp of the entropy of p = sigma / sum(sigma), sigma the singular values of z minus its mean row.
+
+    Roy & Vetterli 2007; as RankMe (Garrido et al. 2023), which does not centre. In [1, min(B - 1, d)], and 0
+    where all rows are equal: the definition has no value there.
+    """
+    rows = _rows(z)
+    sigma = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    # What rounding leaves of equal rows is no direction: it is judged against the rows before centring.
+    rounding = torch.finfo(rows.dtype).eps * max(rows.shape) * torch.linalg.norm(rows)
+    sigma = sigma[sigma > rounding]
+    if sigma.numel() == 0:
+        return 0.0
+    p = sigma / sigma.sum()
+    return float((-(p * p.log()).sum()).exp())
+
+
+def alignment(z1: Tensor, z2: Tensor, alpha: float = 2) -> float:
+    """Mean of |z1_i - z2_i|^alpha over L2-normalised rows. Wang & Isola 2020, 4.1.1.
+
+    z1, z2: [B, d], row i of both from image i. In [0, 2^alpha]; 0 when the two views agree. Lower is better,
+    but a collapsed embedding has 0 too: read it with `uniformity`.
+    """
+    if z1.shape != z2.shape:
+        raise ValueError(f"z1 is {list(z1.shape)} and z2 is {list(z2.shape)}; row i of both must be image i")
+    gaps = F.normalize(_rows(z1), dim=1) - F.normalize(_rows(z2), dim=1)
+    return float(torch.linalg.norm(gaps, dim=1).pow(alpha).mean())
+
+
+def uniformity(z: Tensor, t: float = 2) -> float:
+    """log mean of exp(-t |z_i - z_j|^2) over pairs i < j of L2-normalised rows. Wang & Isola 2020, 4.1.2.
+
+    In [-4t, 0]: 0 when all rows have one direction, or when there is one row; lower is more uniform. Holds
+    the B (B - 1) / 2 distances in memory at once: 64 MiB at B = 4096.
+    """
+    rows = F.normalize(_rows(z), dim=1)
+    if len(rows) == 1:
+        return 0.0
+    exponents = -t * torch.pdist(rows).square()
+    return float(exponents.logsumexp(dim=0) - math.log(exponents.numel()))
+
+
+def _rows(z: Tensor) -> Tensor:
+    """z in float64 without gradient, after checks."""
+    if z.ndim != 2 or z.numel() == 0:
+        raise ValueError(f"z has shape {list(z.shape)}; embeddings are [B, d] with B >= 1 and d >= 1")
+    # MPS has no float64.
+    rows = z.detach().to("cpu" if z.device.type == "mps" else z.device).double()
+    if not rows.isfinite().all():
+        raise ValueError("z holds values that are not finite; the network has diverged")
+    return rows

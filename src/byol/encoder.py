@@ -1,0 +1,98 @@
+"""Encoders: any timm model's pooled features, with a stem that suits the image size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+SMALL_IMAGE_PX = 64
+"""Images up to this size get the 3x3 stem where the backbone has a ResNet stem: at 32 px the usual stem leaves a
+1x1 feature map."""
+
+Stem = Literal["original", "3x3"]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that determines an encoder's structure; `backbone.json` holds it."""
+
+    name: str
+    """timm model name."""
+    image_size: int
+    """Input height and width, px."""
+    channels: int = 3
+    """Input channels."""
+    stem: Stem = "original"
+    """"3x3": the first convolution is 3x3 with stride 1 and there is no max-pool."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def stem_for(name: str, image_size: int) -> Stem:
+    """The stem this package chooses: 3x3 for ResNets of timm on images up to SMALL_IMAGE_PX, else timm's own."""
+    has_resnet_stem = name.startswith(("resnet", "resnext", "wide_resnet", "seresnet"))
+    return "3x3" if has_resnet_stem and image_size <= SMALL_IMAGE_PX else "original"
+
+
+class Encoder(nn.Module):
+    """A timm model without its classifier: images [B, C, H, W] float -> features [B, dim].
+
+    `model` is the timm module, whose state dict loads strictly into timm's own model after the stem change.
+    """
+
+    def __init__(self, spec: EncoderSpec, *, pretrained_tag: str | None = None) -> None:
+        import timm
+
+        super().__init__()
+        self.spec = spec
+        args = dict(spec.args)
+        name = spec.name if pretrained_tag is None else f"{spec.name}.{pretrained_tag}"
+        if getattr(timm.get_pretrained_cfg(spec.name), "fixed_input_size", False):
+            args.setdefault("img_size", spec.image_size)
+        self.model = timm.create_model(
+            name, pretrained=pretrained_tag is not None, num_classes=0, in_chans=spec.channels, **args
+        )
+        if spec.stem == "3x3":
+            use_small_stem(self.model, spec.channels)
+        self.dim = int(self.model.num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def use_small_stem(model: nn.Module, channels: int) -> None:
+    """Replace a timm ResNet's stem by a 3x3 convolution of stride 1 without max-pool, the usual one at 32 px."""
+    first = getattr(model, "conv1", None)
+    if first is None or not hasattr(model, "maxpool"):
+        raise ValueError(f"{type(model).__name__} has no ResNet stem to replace; use stem='original'")
+    if isinstance(first, nn.Sequential):  # deep stems: three 3x3 convolutions, the first with stride 2
+        first[0].stride = (1, 1)
+    else:
+        model.conv1 = nn.Conv2d(channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+
+
+def initialize(module: nn.Module) -> None:
+    """Draw weights as the authors' code does (Haiku's defaults), in place, from torch's global generator.
+
+    Convolutions and Linears: truncated normal, cut at two sigma, sigma = 1/sqrt(fan_in), not corrected for the cut
+    (true standard deviation 0.8796 sigma); biases 0. Normalisation layers: scale 1, offset 0, also the last of each
+    residual block (the paper's results used 1 everywhere).
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            fan_in = part.weight[0].numel()
+            sigma = 1 / math.sqrt(fan_in)
+            with torch.no_grad():
+                nn.init.trunc_normal_(part.weight, std=sigma, a=-2 * sigma, b=2 * sigma)
+                if part.bias is not None:
+                    part.bias.zero_()
+        elif isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)):
+            part.reset_parameters()

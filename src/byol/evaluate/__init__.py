@@ -1,0 +1,22 @@
+"""What a frozen encoder is worth: its features, and the classifiers that read them.
+
+Labels are used here and in nothing that trains an encoder. Every choice is made on training data; the test
+data are read last.
+"""
+
+from byol.evaluate.features import extract, raw_pixels
+from byol.evaluate.fewshot import FewshotResult, fewshot_evaluation
+from byol.evaluate.knn import weighted_knn
+from byol.evaluate.linear import LinearClassifier, LinearResult, linear_evaluation, logistic_regression
+
+__all__ = [
+    "FewshotResult",
+    "LinearClassifier",
+    "LinearResult",
+    "extract",
+    "fewshot_evaluation",
+    "linear_evaluation",
+    "logistic_regression",
+    "raw_pixels",
+    "weighted_knn",
+]

@@ -1,0 +1,67 @@
+"""Images as evaluation sees them: whole where they have the encoder's size, else its centre square, resized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from byol.data.decode import Unusable
+from byol.data.sources import Source
+from byol.evaluate.features import evaluation_view
+
+
+def evaluation_images(source: Source, pixels: Tensor | None, rows: Tensor, size: int) -> Tensor:
+    """[B, C, size, size] uint8 of a source's rows [B]. pixels: [N, C, H, W] uint8 where they are in memory.
+
+    An image that turns out unusable is gray.
+    """
+    if pixels is not None:
+        return _view(pixels[rows.to(pixels.device)], size)
+    return torch.stack([_Rows(source, size)[int(row)][1] for row in rows])
+
+
+def evaluation_batches(
+    source: Source, pixels: Tensor | None, size: int, *, batch_size: int = 256, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows [B] int64, images [B, C, size, size] uint8) over a source, in order, without unusable images."""
+    if pixels is not None:
+        for rows in torch.arange(len(source)).split(batch_size):
+            yield rows, _view(pixels[rows], size)
+        return
+    loader = DataLoader(
+        _Rows(source, size), batch_size=batch_size, num_workers=workers, collate_fn=lambda items: items
+    )
+    for items in loader:
+        usable = [(row, image) for row, image, whole in items if whole]
+        if usable:
+            yield torch.tensor([row for row, _ in usable]), torch.stack([image for _, image in usable])
+
+
+def _view(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] == (size, size):
+        return images
+    return (evaluation_view(images.float() / 255, size) * 255).round().to(torch.uint8)
+
+
+class _Rows(Dataset[Any]):
+    def __init__(self, source: Source, size: int) -> None:
+        self.source = source
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> tuple[int, Tensor, bool]:
+        try:
+            image = self.source.read(int(self.source.ids[row]))
+        except Unusable:
+            return (
+                row,
+                torch.full((self.source.channels, self.size, self.size), 127, dtype=torch.uint8),
+                False,
+            )
+        return row, _view(torch.from_numpy(image).permute(2, 0, 1)[None], self.size)[0], True

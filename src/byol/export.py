@@ -1,0 +1,110 @@
+"""The files that other tools load: backbone.safetensors, a timm state dict, and backbone.json, what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byol.encoder import Encoder, EncoderSpec
+from byol.run import Run
+
+WEIGHTS = "backbone.safetensors"
+DESCRIPTION = "backbone.json"
+
+
+def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> None:
+    """Write the encoder's timm state dict and its description, each by way of a temporary name."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().cpu().contiguous() for k, v in encoder.model.state_dict().items()}
+    temporary = directory / (WEIGHTS + ".tmp")
+    save_file(state, temporary)
+    temporary.replace(directory / WEIGHTS)
+
+    description = {
+        **encoder.spec.to_dict(),
+        "feature_dim": encoder.dim,
+        "padding": "symmetric (PyTorch), not TensorFlow's SAME",
+        "normalization": {"mean": run.mean, "std": run.std, "of": "images in [0, 1], channels first"},
+        "evaluation_input": f"centre square of 0.875 x the shorter side, bicubic to {run.image_size} px; "
+        "images that have this size already are taken whole",
+        "method": run.method,
+        "steps": step,
+        "seed": run.seed,
+    }
+    temporary = directory / (DESCRIPTION + ".tmp")
+    temporary.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    temporary.replace(directory / DESCRIPTION)
+
+
+def read_description(run_directory: Path) -> dict[str, Any]:
+    """backbone.json of a run. FileNotFoundError, in one line, where there is none."""
+    path = run_directory / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"{run_directory} holds no {DESCRIPTION}; is it the --out of a finished pretrain?")
+    return json.loads(path.read_text("utf-8"))
+
+
+def spec_of(description: dict[str, Any]) -> EncoderSpec:
+    return EncoderSpec(**{k: description[k] for k in ("name", "image_size", "channels", "stem", "args")})
+
+
+def load(run_directory: str | Path) -> Encoder:
+    """The encoder of a run, in evaluation mode: images [B, C, S, S], normalised as backbone.json says -> [B, dim].
+
+    The weights are read from safetensors, which cannot run code.
+    """
+    from safetensors.torch import load_file
+
+    directory = Path(run_directory)
+    encoder = Encoder(spec_of(read_description(directory)))
+    encoder.model.load_state_dict(load_file(directory / WEIGHTS))
+    return encoder.eval()
+
+
+def start_from(encoder: Encoder, init: str) -> Encoder:
+    """The encoder with the weights that `init` names: a run, a .safetensors file, or timm:TAG (downloaded by timm).
+
+    Classifier weights in a file are ignored; anything else that does not fit is a ValueError.
+    """
+    if init.startswith("timm:"):
+        try:
+            return Encoder(encoder.spec, pretrained_tag=init.removeprefix("timm:"))
+        except Exception as error:  # timm and the hub raise many kinds; a person needs one line
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"init={init!r}: timm cannot load {encoder.spec.name} with it: {reason}") from error
+    from safetensors.torch import load_file
+
+    path = Path(init)
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"init={init!r} is neither a run nor a safetensors file; or use timm:TAG")
+    try:
+        found = load_file(path)
+    except Exception as error:
+        raise ValueError(f"init={init!r} is not a safetensors file: {error}") from error
+    own = encoder.model.state_dict()
+    found = {k: v for k, v in found.items() if k.split(".")[0] not in ("fc", "classifier", "head") or k in own}
+    _check_fit(found, own, init)
+    encoder.model.load_state_dict(found)
+    return encoder
+
+
+def _check_fit(found: dict[str, Tensor], own: dict[str, Tensor], init: str) -> None:
+    wrong = [f"{k} is missing" for k in own if k not in found] + [f"{k} is unknown" for k in found if k not in own]
+    wrong += [
+        f"{k} has shape {tuple(v.shape)}, not {tuple(own[k].shape)}"
+        for k, v in found.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(f"init={init!r} does not fit the backbone: {wrong[0]}{more}")
+
+
+def parameter_count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

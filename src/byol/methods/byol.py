@@ -1,0 +1,83 @@
+"""BYOL: predict the target network's view of the same image from the online network's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from byol.encoder import SMALL_IMAGE_PX, Encoder
+from byol.heads import mlp
+from byol.losses import regression
+from byol.methods import Defaults, Method, Out, Situation
+from byol.schedules import target_decay
+from byol.target import Target
+from byol.views.recipes import BYOL_T, BYOL_T_PRIME
+
+
+class BYOL(Method):
+    """Bootstrap Your Own Latent. Grill et al. 2020, arXiv:2006.07733, section 3.1.
+
+    encoder: the online encoder f, with `dim` features. hidden, out: widths of projector g and predictor q
+    (section 3.3). tau: the target's decay at the first step. target_init: see `Target`.
+    """
+
+    views = (BYOL_T, BYOL_T_PRIME)
+
+    @staticmethod
+    def defaults(situation: Situation) -> Defaults:
+        """The rules of docs/defaults.md."""
+        # The paper's own pairs (12.5k steps, 0.97), (31k, 0.99), (313k, 0.996) lie near 1 - tau = 375 / K.
+        tau = 1 - min(max(375 / situation.total_steps, 0.004), 0.2)
+        small = situation.image_size <= SMALL_IMAGE_PX
+        return Defaults(
+            optimizer="sgd",
+            base_lr=0.2,
+            weight_decay=5e-4,
+            warmup=0.05,
+            method_args={
+                "hidden": 1024 if small else 4096,
+                "out": 256,
+                "tau": round(tau, 4),
+                "target_init": "independent",
+            },
+        )
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        hidden: int = 4096,
+        out: int = 256,
+        tau: float = 0.996,
+        target_init: Literal["independent", "copy"] = "independent",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = mlp(encoder.dim, hidden, out)
+        self.predictor = mlp(out, hidden, out)
+        self.target = Target(self.online(), init=target_init)
+        self.tau = tau
+
+    def online(self) -> nn.Sequential:
+        return nn.Sequential(self.encoder, self.projector)
+
+    def forward(self, v: Tensor, v_prime: Tensor) -> Out:
+        # Each view is a forward pass of its own: batch-norm statistics never mix the two.
+        y, y_prime = self.encoder(v), self.encoder(v_prime)
+        z, z_prime = self.projector(y), self.projector(y_prime)
+        q, q_prime = self.predictor(z), self.predictor(z_prime)
+        with torch.no_grad():
+            xi, xi_prime = self.target(v), self.target(v_prime)
+        loss = (regression(q, xi_prime) + regression(q_prime, xi)).mean()
+        return Out(loss=loss, features=y, embedding=z)
+
+    def after_step(self, progress: float, outs: list[Out]) -> None:
+        self.target.follow(self.online(), target_decay(progress, self.tau))
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.projector(self.encoder(x))
+
+    def status(self, progress: float) -> dict[str, float]:
+        return {"tau": target_decay(progress, self.tau)}

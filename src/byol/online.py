@@ -1,0 +1,109 @@
+"""Probes while training: a linear classifier on detached features, and diagnosis on images never trained on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from byol.data.loader import HOLD_OUT_EPOCH, Loader
+from byol.diagnose import Health, health, verdict
+from byol.encoder import initialize
+from byol.evaluate.images import evaluation_images
+from byol.evaluate.knn import weighted_knn
+from byol.methods import Method
+
+ADVICE = (
+    "the embedding has collapsed: images no longer differ in it. Try a lower --base-lr, a longer warm-up "
+    "(--set warmup_steps=N), a higher tau, or a larger batch; the report of this run shows when it began"
+)
+
+
+class OnlineClassifier(nn.Module):
+    """Linear evaluation while training: one Linear on features that carry no gradient. Grill et al. 2020, App. D.
+
+    It shares the optimizer and the schedule, and cannot change the encoder.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, num_classes)
+        initialize(self)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the labelled images; 0 where there is none. features: [B, D]. labels: [B] int64,
+        -1 for unknown."""
+        logits = self.linear(features.detach()).float() if features.dtype != torch.float64 else self.linear(
+            features.detach()
+        )
+        total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        return total / (labels >= 0).sum().clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One look at held-out images."""
+
+    step: int
+    health: Health
+    word: str
+    knn: float | None
+    """Top-1 of weighted kNN, held-out images against at most 2,048 training images."""
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {"step": self.step, "verdict": self.word, **asdict(self.health)}
+        return found if self.knn is None else {**found, "knn": self.knn}
+
+
+class HoldOut:
+    """Looks at held-out images as evaluation would: running batch-norm statistics, no gradient."""
+
+    def __init__(self, held: Loader, bank: Loader) -> None:
+        rows = torch.arange(len(held.source))
+        self._held = held
+        self._rows = rows
+        self._bank = bank
+        self._bank_rows = torch.linspace(0, len(bank.source) - 1, min(2048, len(bank.source))).long().unique()
+        self._labelled = bool((held.labels >= 0).any() and (bank.labels >= 0).any())
+
+    @torch.no_grad()
+    def look(self, method: Method, step: int) -> Probe:
+        """Alignment compares two views of each held-out image; all else reads the first."""
+        training = method.training
+        method.eval()
+        try:
+            pairs = [
+                tuple(
+                    method.embed(v.contiguous(memory_format=torch.channels_last)).float()
+                    for v in batch.views[:2]
+                )
+                for batch in self._views(self._held, self._rows)
+            ]
+            z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
+            found = health(z1, z2)
+            return Probe(step, found, verdict(found), self._knn(method) if self._labelled else None)
+        finally:
+            method.train(training)
+
+    def _views(self, loader: Loader, rows: Tensor) -> Any:
+        for part in rows.split(256):
+            yield loader.batch_of(part, torch.full_like(part, HOLD_OUT_EPOCH))
+
+    def _features(self, method: Method, loader: Loader, rows: Tensor) -> Tensor:
+        parts = []
+        for part in rows.split(256):
+            images = evaluation_images(loader.source, loader.pixels, part, loader.size).to(loader.device)
+            plain = loader.normalization(images.float() / 255).contiguous(memory_format=torch.channels_last)
+            parts.append(method.encoder(plain).float())
+        return torch.cat(parts)
+
+    def _knn(self, method: Method) -> float:
+        bank_labels = self._bank.labels[self._bank_rows]
+        labels = self._held.labels
+        bank = self._features(method, self._bank, self._bank_rows[bank_labels >= 0])
+        queries = self._features(method, self._held, self._rows[labels >= 0])
+        bank_labels, labels = bank_labels[bank_labels >= 0].to(bank.device), labels[labels >= 0].to(bank.device)
+        return float((weighted_knn(bank, bank_labels, queries, k=20) == labels).float().mean())

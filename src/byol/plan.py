@@ -1,0 +1,255 @@
+"""From what a person said, and what the data is, to a complete Run: the rules of docs/defaults.md."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from byol.data.loader import data_statistics, split_hold_out, views_for
+from byol.data.sources import Source
+from byol.encoder import stem_for
+from byol.methods import Situation, argument_names, check_arguments, get
+from byol.names import backbones, unknown
+from byol.run import Optimizer, Precision, Run
+from byol.views.recipes import IMAGENET_MEAN, IMAGENET_STD, View
+
+LARGEST_DEFAULT_PX = 224
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person, or a named recipe, decided; None leaves it to the rules."""
+
+    method: str = "byol"
+    method_args: dict[str, Any] = field(default_factory=dict)
+    backbone: str | None = None
+    backbone_args: dict[str, Any] | None = None
+    stem: str | None = None
+    image_size: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    epochs: float | None = None
+    steps: int | None = None
+    optimizer: str | None = None
+    base_lr: float | None = None
+    weight_decay: float | None = None
+    warmup_epochs: float | None = None
+    warmup_steps: int | None = None
+    views: tuple[View, ...] | None = None
+    precision: str | None = None
+    device: str | None = None
+    workers: int | None = None
+    seed: int = 0
+    hold_out: float = 0.05
+    init: str | None = None
+    stop_on_collapse: bool = False
+
+    def checked(self) -> Options:
+        """Itself, or ValueError in one line for what is wrong whatever the data."""
+        check_arguments(self.method, self.method_args)
+        _one_of("optimizer", self.optimizer, get_args(Optimizer))
+        _one_of("precision", self.precision, get_args(Precision))
+        _one_of("device", self.device, ("cpu", "cuda"))
+        _one_of("stem", self.stem, ("original", "3x3"))
+        if self.backbone is not None and self.backbone not in backbones():
+            raise ValueError(unknown("backbone", self.backbone, backbones()))
+        for name in ("image_size", "batch_size", "accumulate", "epochs", "steps", "base_lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value} must be greater than 0")
+        for name in ("weight_decay", "warmup_epochs", "warmup_steps", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name}={value} must not be negative")
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps both say how long to train; give one of them")
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ValueError("warmup_epochs and warmup_steps both say how long to warm up; give one of them")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda' is not available here; use --device cpu")
+        return self
+
+    def with_settings(self, settings: Iterable[str]) -> Options:
+        """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""
+        options = self
+        own = {f.name for f in dataclasses.fields(self)}
+        view_fields = [f.name for f in dataclasses.fields(View)]
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"--set {setting!r} is not of the form name=value")
+            value = _value(text)
+            if name in argument_names(options.method):
+                options = replace(options, method_args={**options.method_args, name: value})
+            elif name.startswith("view."):
+                part = name.removeprefix("view.")
+                if part not in view_fields:
+                    raise ValueError(unknown("field of a view", part, view_fields))
+                views = options.views or get(options.method).views
+                options = replace(options, views=tuple(replace(v, **{part: value}) for v in views))
+            elif name in own - {"views", "method_args", "method"}:
+                options = replace(options, **{name: value})
+            else:
+                known = [*argument_names(options.method), *sorted(own), *(f"view.{f}" for f in view_fields)]
+                raise ValueError(unknown("setting", name, known))
+        return options
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(allowed)}")
+
+
+def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
+    """The run that `options` ask for on this data. ValueError, in one line, where they cannot be had."""
+    options = options.checked()
+    num_train = len(split_hold_out(source, options.hold_out, options.seed)[0])
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = options.image_size or min(LARGEST_DEFAULT_PX, source.height, source.width)
+    backbone, backbone_args = _backbone(options, size, device)
+    batch_size = options.batch_size or _batch_size(num_train, device)
+    images_per_step = batch_size * options.accumulate
+    if images_per_step > num_train:
+        raise ValueError(
+            f"batch_size={batch_size} x accumulate={options.accumulate} is more than the {num_train} training images; "
+            f"use at most --batch-size {num_train // options.accumulate}"
+        )
+    if batch_size < 2:
+        raise ValueError("batch_size=1 leaves nothing to normalise over; use at least 2")
+    steps = options.steps
+    if steps is None:
+        epochs = options.epochs or _epochs(num_train, images_per_step)
+        steps = int(epochs * num_train / images_per_step)
+    if steps < 1:
+        raise ValueError(f"epochs={options.epochs} of {num_train} images are less than one step; use more epochs")
+    situation = Situation(num_train, size, source.channels, images_per_step, steps)
+    method = get(options.method)
+    defaults = method.defaults(situation)
+    views = options.views or method.views
+    if len(views) != len(method.views):
+        raise ValueError(f"{options.method} takes {len(method.views)} views, not {len(views)}")
+    # A target that starts from given weights starts as a copy of them: two networks that disagree is no start.
+    started = {"target_init": "copy"} if options.init and "target_init" in defaults.method_args else {}
+    if source.channels == 3:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    else:
+        statistics = data_statistics(source, pixels)
+        mean, std = statistics.mean, statistics.std
+    return Run(
+        data=source.name,
+        method=options.method,
+        method_args={**defaults.method_args, **started, **options.method_args},
+        backbone=backbone,
+        backbone_args=backbone_args,
+        stem=options.stem or stem_for(backbone, size),  # type: ignore[arg-type]
+        image_size=size,
+        channels=source.channels,
+        mean=mean,
+        std=std,
+        views=tuple(dataclasses.asdict(v) for v in views_for(views, source.channels)),
+        batch_size=batch_size,
+        accumulate=options.accumulate,
+        total_steps=steps,
+        warmup_steps=_warmup(options, defaults.warmup, steps, num_train, images_per_step),
+        optimizer=options.optimizer or defaults.optimizer,  # type: ignore[arg-type]
+        base_lr=defaults.base_lr if options.base_lr is None else options.base_lr,
+        weight_decay=defaults.weight_decay if options.weight_decay is None else options.weight_decay,
+        precision=options.precision or ("bf16" if has_bf16(device) else "32"),  # type: ignore[arg-type]
+        device=device,
+        workers=_workers(device) if options.workers is None else options.workers,
+        seed=options.seed,
+        hold_out=options.hold_out,
+        evaluate_every_steps=max(1, min(500, steps // 20)),
+        checkpoint_every_steps=max(1, min(1000, steps // 10)),
+        stop_on_collapse=options.stop_on_collapse,
+        init=options.init,
+        facts=_facts(source, device, num_train),
+    )
+
+
+def _backbone(options: Options, size: int, device: str) -> tuple[str, dict[str, Any]]:
+    if options.backbone is not None:
+        return options.backbone, options.backbone_args or {}
+    if device == "cpu":
+        return "resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
+    return ("resnet18" if size <= 64 else "resnet50"), {}
+
+
+def _batch_size(num_train: int, device: str) -> int:
+    largest = 64 if device == "cpu" else 256
+    return max(2, min(largest, num_train // 8))
+
+
+def _epochs(num_train: int, images_per_step: int) -> float:
+    """100 epochs, and more where that makes fewer than 5,000 steps; at most 1,000."""
+    return min(1000.0, max(100.0, 5000 * images_per_step / num_train))
+
+
+def _warmup(options: Options, share: float, steps: int, num_train: int, images_per_step: int) -> int:
+    if options.warmup_steps is not None:
+        return min(options.warmup_steps, steps)
+    if options.warmup_epochs is not None:
+        return min(int(options.warmup_epochs * num_train / images_per_step), steps)
+    return round(share * steps)
+
+
+def _workers(device: str) -> int:
+    cores = torch.get_num_threads()
+    return min(16, cores - 1) if device == "cpu" else min(16, cores)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: tensor cores, or AMX tiles on a CPU.
+
+    AVX-512 bfloat16 instructions alone were slower than float32 (112 against 200 GFLOP/s).
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def _facts(source: Source, device: str, num_train: int) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "images_listed": source.num_listed,
+        "images_usable": len(source),
+        "images_trained_on": num_train,
+        "data_fingerprint": source.fingerprint,
+        "classes": list(source.classes) if source.classes else None,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "versions": {n: metadata.version(n) for n in ("byol", "torch", "torchvision", "timm", "lightning", "numpy")},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's own checkout, or None where it was installed from a wheel."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,147 @@
+"""From a folder to a trained backbone: open the data, plan the run, train, write the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from byol import checkpoint
+from byol.data.loader import fits_memory, load_pixels
+from byol.data.sources import Source, open_source
+from byol.plan import Options, plan
+from byol.run import Run
+from byol.train import Progress, Training
+
+
+class Observer(Protocol):
+    """Who is told what happens while it happens."""
+
+    def say(self, line: str) -> None: ...
+    def loading(self, done: int, total: int) -> None: ...
+    def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
+    def progress(self, progress: Progress) -> None: ...
+
+
+class Silent:
+    """An observer for programs."""
+
+    def say(self, line: str) -> None: ...
+    def loading(self, done: int, total: int) -> None: ...
+    def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
+    def progress(self, progress: Progress) -> None: ...
+
+
+def open_for_training(data: str, observer: Observer) -> tuple[Source, Tensor | None]:
+    """The usable images of a source, and their pixels where they fit in memory."""
+    source = open_source(data, part="train")
+    if not fits_memory(source):
+        return source, None
+    source, pixels, _ = load_pixels(source, observer.loading)
+    return source, pixels
+
+
+def pretrain(
+    data: str,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> Run:
+    """Train on the images of `data` and write a run directory at `out`. Returns the run.
+
+    options: what to decide by hand; the rest follows from the data. resume: go on from the last checkpoint in `out`,
+    with the settings written there. ValueError, before anything is written, for what a person can set right.
+    """
+    observer = observer or Silent()
+    directory = Path(out)
+    if resume:
+        if not (directory / "run.json").is_file():
+            raise ValueError(f"{directory} holds no run.json to resume from; leave out --resume to start a run there")
+        run = Run.read(directory / "run.json")
+        source, pixels = open_for_training(run.data, observer)
+        if source.fingerprint != run.facts["data_fingerprint"]:
+            raise ValueError(f"{run.data} has changed since this run began; start a new run with another --out")
+    else:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ValueError(f"{directory} exists already; choose another --out, or add --resume to go on with it")
+        source, pixels = open_for_training(data, observer)
+        run = plan(options or Options(), source, pixels)
+    try:
+        training = Training(run, source, pixels, directory)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{run.backbone} cannot be built for {run.image_size} px images: {reason}") from error
+    lines = summary(run, source, training)
+    observer.planned(run, lines)
+    if not resume:
+        directory.mkdir(parents=True, exist_ok=True)
+        run.write(directory / "run.json")
+        (directory / "plan.txt").write_text("".join(f"{k}: {v}\n" for k, v in lines), "utf-8")
+        _write_skipped(directory, source)
+    training.fit(observer.progress, resume=resume)
+    return run
+
+
+def _write_skipped(directory: Path, source: Source) -> None:
+    with (directory / "skipped.jsonl").open("w", encoding="utf-8") as file:
+        for image, name, reason in source.skipped:
+            file.write(json.dumps({"step": 0, "id": image, "name": name, "reason": reason}) + "\n")
+
+
+def resumable(directory: Path) -> bool:
+    return checkpoint.latest(directory / "checkpoints") is not None
+
+
+def summary(run: Run, source: Source, training: Training) -> list[tuple[str, str]]:
+    """What the run will do, for people: printed, and kept as plan.txt."""
+    rate = training.measure_rate()
+    seconds = run.total_steps * run.images_per_step / rate
+    epochs = run.total_steps * run.images_per_step / training.num_train
+    skipped = f", {len(source.skipped):,} skipped" if source.skipped else ""
+    held = f"; {training.num_held:,} held out for diagnosis" if training.num_held else "; none held out"
+    structure = ", ".join(f"{k}={v}" for k, v in run.backbone_args.items())
+    stem = "3x3 stem without max-pool (small images)" if run.stem == "3x3" else "its own stem"
+    lines = [
+        ("data", f"{source.name}: {len(source):,} images of {source.height} x {source.width} px{skipped}{held}"),
+        ("method", f"{run.method} ({', '.join(f'{k}={v}' for k, v in run.method_args.items())})"),
+        ("backbone", f"{run.backbone}{f' ({structure})' if structure else ''}, {stem}"),
+        ("parameters", f"{training.parameters():,} trained"),
+        ("views", f"{run.image_size} px, {run.channels} channel{'s' if run.channels > 1 else ''}"),
+        ("steps", f"{run.total_steps:,} of {run.images_per_step} images = {epochs:.1f} epochs"),
+        ("warm-up", f"{run.warmup_steps:,} steps"),
+        (
+            "optimizer",
+            f"{run.optimizer}, learning rate {run.peak_lr:.4g} (= {run.base_lr:g} x {run.images_per_step}/256), "
+            f"weight decay {run.weight_decay:g}",
+        ),
+        ("precision", f"{run.precision} on {run.device}"),
+        ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),
+    ]
+    if run.channels != 3:
+        lines.append(("note", "the images are not RGB: hue, saturation and grayscale changes are left out of the views"))
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 45 s, 12 min, 3.4 h, 2.1 days."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (129600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}" if name != "h" else f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
+    """What `pretrain --json` prints."""
+    last = {}
+    for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines():
+        last |= json.loads(line)
+    return {
+        "run": str(directory),
+        "backbone": str(directory / "backbone.safetensors"),
+        "steps": run.total_steps,
+        "last_metrics": last,
+    }

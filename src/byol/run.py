@@ -1,0 +1,87 @@
+"""A run as a value: all that determines the result, written beside it as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Optimizer = Literal["lars", "sgd", "adamw"]
+Precision = Literal["bf16", "32", "64"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines what a training run computes. Nothing in it is decided later."""
+
+    data: str
+    method: str
+    method_args: dict[str, Any]
+    backbone: str
+    """timm name."""
+    backbone_args: dict[str, Any]
+    stem: Literal["original", "3x3"]
+    image_size: int
+    """Height and width of the views, px."""
+    channels: int
+    mean: tuple[float, ...]
+    """Per channel, of images in [0, 1]; views are normalised with it and `std`."""
+    std: tuple[float, ...]
+    views: tuple[dict[str, Any], ...]
+    """Fields of byol.views.recipes.View, one for each view of the method."""
+    batch_size: int
+    """Images in one forward pass."""
+    accumulate: int
+    """Forward passes in one optimizer step."""
+    total_steps: int
+    """Optimizer steps, K."""
+    warmup_steps: int
+    optimizer: Optimizer
+    base_lr: float
+    """Learning rate for 256 images a step; the peak is base_lr * batch_size * accumulate / 256."""
+    weight_decay: float
+    precision: Precision
+    """bf16: networks under autocast; weights, loss, optimizer and target stay float32."""
+    device: str
+    """"cpu" or "cuda"."""
+    workers: int
+    """Processes that decode large images; small ones live in memory."""
+    seed: int
+    hold_out: float
+    """Share of the images never trained on, for diagnosis while training."""
+    evaluate_every_steps: int
+    checkpoint_every_steps: int
+    stop_on_collapse: bool = False
+    init: str | None = None
+    """A run, a safetensors file or timm:TAG whose weights the encoder starts from."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What was found and not chosen: versions, the data's count and fingerprint, device, git commit."""
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.accumulate
+
+    @property
+    def peak_lr(self) -> float:
+        return self.base_lr * self.images_per_step / 256
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """The run written at `path`. ValueError at a key this version does not know or does not find."""
+        found = json.loads(path.read_text("utf-8"))
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := set(found) - set(known):
+            raise ValueError(f"{path} has settings unknown to this version: {', '.join(sorted(unknown))}")
+        optional = {name for name, f in known.items() if f.default_factory is not dataclasses.MISSING}
+        optional |= {name for name, f in known.items() if f.default is not dataclasses.MISSING}
+        if missing := set(known) - set(found) - optional:
+            raise ValueError(f"{path} lacks settings this version needs: {', '.join(sorted(missing))}")
+        types = typing.get_type_hints(cls)
+        tuples = {name for name in found if typing.get_origin(types[name]) is tuple}
+        return cls(**{name: tuple(v) if name in tuples else v for name, v in found.items()})

@@ -1,0 +1,317 @@
+"""The training loop, and the only file that knows the engine.
+
+The engine is Lightning's Fabric, for devices, precision and loggers, and not its Trainer: the batches of a run are a
+function of the step number and everything a step changes happens in `Method.after_step`, so the loop is fifteen lines
+in the open, and to resume is to start it at another number.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from byol import checkpoint, rng
+from byol.data.loader import Batch, Loader, Normalization, split_hold_out
+from byol.data.sources import Source
+from byol.encoder import Encoder, EncoderSpec, initialize
+from byol.export import parameter_count, save_backbone, start_from
+from byol.methods import Method, Out, get
+from byol.online import ADVICE, HoldOut, OnlineClassifier, Probe
+from byol.optim import LARS, parameter_groups
+from byol.run import Run
+from byol.schedules import warmup_cosine
+from byol.views.recipes import View
+
+_FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+LOG_EVERY_STEPS = 10
+
+
+class TrainingStopped(RuntimeError):
+    """Training ended early for a reason a person should read; what was written stays usable."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an observer is told. `probe` is set when held-out images were looked at."""
+
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+    images_per_second: float
+    probe: Probe | None = None
+
+
+class Networks(nn.Module):
+    """All that trains: the method, and the online classifier where there are labels."""
+
+    def __init__(self, method: Method, classifier: OnlineClassifier | None) -> None:
+        super().__init__()
+        self.method = method
+        self.classifier = classifier
+
+    def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, ...]:
+        """(loss of the method, loss of the classifier, features, embedding)."""
+        out = self.method(*(v.contiguous(memory_format=torch.channels_last) for v in views))
+        probe = self.classifier(out.features, labels) if self.classifier else out.loss.new_zeros(())
+        return out.loss, probe, out.features, out.embedding
+
+
+def build(run: Run, *, num_classes: int = 0) -> Networks:
+    """The networks of a run before its first step, drawn from its seed; no global random state is used up."""
+    spec = EncoderSpec(run.backbone, run.image_size, run.channels, run.stem, run.backbone_args)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        encoder = Encoder(spec)
+        initialize(encoder)
+        if run.init is not None:
+            encoder = start_from(encoder, run.init)
+        method = get(run.method)(encoder, **run.method_args)
+        classifier = OnlineClassifier(encoder.dim, num_classes) if num_classes else None
+    return Networks(method, classifier).to(memory_format=torch.channels_last)
+
+
+def make_optimizer(run: Run, networks: nn.Module) -> torch.optim.Optimizer:
+    groups = parameter_groups([networks], weight_decay=run.weight_decay)
+    if run.optimizer == "lars":
+        return LARS(groups, lr=run.peak_lr)
+    for group in groups:
+        del group["adapt"]
+    if run.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=run.peak_lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=run.peak_lr, betas=(0.9, 0.999))
+
+
+def train_step(
+    run: Run,
+    step: int,
+    networks: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    backward: Callable[[Tensor], None],
+) -> dict[str, Tensor]:
+    """One optimizer step from its micro-batches; `step` is the number of steps done before it.
+
+    Returns the mean losses, detached, on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = run.peak_lr * warmup_cosine(
+            step, warmup_steps=run.warmup_steps, total_steps=run.total_steps
+        )
+    outs: list[Out] = []
+    classifier_losses = []
+    for batch in batches:
+        labels = batch.labels.to(batch.views[0].device)
+        loss, classifier_loss, features, embedding = networks(batch.views, labels)
+        backward((loss + classifier_loss) / len(batches))
+        outs.append(Out(loss.detach(), features.detach(), embedding.detach()))
+        classifier_losses.append(classifier_loss.detach())
+    optimizer.step()
+    optimizer.zero_grad()
+    method.after_step(step / run.total_steps, outs)
+    return {
+        "loss": torch.stack([out.loss for out in outs]).mean(),
+        "classifier_loss": torch.stack(classifier_losses).mean(),
+    }
+
+
+class Training:
+    """One run over one source, from the first step or from the last checkpoint in its directory."""
+
+    def __init__(self, run: Run, source: Source, pixels: Tensor | None, directory: Path) -> None:
+        self.run = run
+        self.directory = directory
+        self.fabric = Fabric(
+            accelerator=run.device, devices=1, precision=_FABRIC_PRECISION[run.precision]  # type: ignore[arg-type]
+        )
+        training, held = split_hold_out(source, run.hold_out, run.seed)
+        self.num_train, self.num_held = len(training), 0 if held is None else len(held)
+        num_classes = len(source.classes) if source.classes else 0
+        self.networks = build(run, num_classes=num_classes)
+        self.method: Method = self.networks.method
+        self.optimizer = make_optimizer(run, self.networks)
+        self.module, self._optimizer = self.fabric.setup(self.networks, self.optimizer)
+        self.loader = self._loader(training, source, pixels, run.batch_size, run.workers)
+        self.hold_out = None
+        if held is not None:
+            self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader)
+        self._redraw = any(
+            isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == "DropPath" for m in self.module.modules()
+        )
+
+    def _loader(
+        self, part: Source, whole: Source, pixels: Tensor | None, batch_size: int, workers: int
+    ) -> Loader:
+        rows = torch.from_numpy(whole.ids).searchsorted(torch.from_numpy(part.ids))
+        return Loader(
+            part,
+            tuple(View(**fields) for fields in self.run.views),
+            pixels=None if pixels is None else pixels[rows],
+            size=self.run.image_size,
+            batch_size=batch_size,
+            normalization=Normalization(self.run.mean, self.run.std),
+            seed=self.run.seed,
+            workers=workers,
+            device=self.fabric.device,
+        )
+
+    def parameters(self) -> int:
+        """Parameters that are trained."""
+        return parameter_count(self.networks.method) - sum(
+            p.numel() for p in self.networks.method.parameters() if not p.requires_grad
+        )
+
+    def measure_rate(self) -> float:
+        """Images/s that two trial steps on a copy of the networks reach; the run itself is not touched."""
+        networks = copy.deepcopy(self.networks)
+        batch = next(iter(self.loader.batches(0, 1)))
+        seconds = 0.0
+        for _ in range(2):  # the first one warms up
+            start = time.perf_counter()
+            views = self.loader.batch_of(torch.arange(min(8, self.num_train)), torch.zeros(8, dtype=torch.int64))
+            with self.fabric.autocast():
+                dtype = torch.float64 if self.run.precision == "64" else torch.float32
+                loss, *_ = networks(tuple(v.to(dtype) for v in batch.views), batch.labels.to(self.fabric.device))
+            loss.backward()
+            if self.fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+        del views
+        return self.run.batch_size / seconds
+
+    def fit(self, observe: Callable[[Progress], None], *, resume: bool = False) -> None:
+        """Train to the end, writing metrics, checkpoints and at last the backbone."""
+        run = self.run
+        start = self._restore() if resume else 0
+        metrics = _Metrics(self.directory, start)
+        collapsed = 0
+        try:
+            if start == 0:
+                self._look(0, metrics, observe)
+            batches = self.loader.batches(start * run.accumulate, run.total_steps * run.accumulate)
+            clock, clock_step = time.perf_counter(), start
+            rate = 0.0
+            self.module.train()
+            for step in range(start, run.total_steps):
+                micro = [next(batches) for _ in range(run.accumulate)]
+                losses = self._step(step, micro)
+                done = step + 1
+                for ids in (batch.replaced for batch in micro):
+                    metrics.skipped(done, ids)
+                if done % LOG_EVERY_STEPS == 0 or done == run.total_steps:
+                    values = {k: float(v) for k, v in losses.items()}  # waits for the device
+                    now = time.perf_counter()
+                    rate = (done - clock_step) * run.images_per_step / (now - clock)
+                    values |= {"lr": self.optimizer.param_groups[0]["lr"], **self.method.status(step / run.total_steps)}
+                    if not torch.isfinite(torch.tensor(values["loss"])):
+                        raise TrainingStopped(
+                            f"the loss is {values['loss']} at step {done}; the last checkpoint is whole. "
+                            "Try a lower --base-lr or --precision 32"
+                        )
+                    metrics.write(done, {**values, "images_per_second": rate})
+                    observe(Progress(done, run.total_steps, values, rate))
+                    clock, clock_step = time.perf_counter(), done
+                if done % run.checkpoint_every_steps == 0 or done == run.total_steps:
+                    self.save(done)
+                    clock += 0.0
+                if done % run.evaluate_every_steps == 0 or done == run.total_steps:
+                    before = time.perf_counter()
+                    probe = self._look(done, metrics, observe)
+                    clock += time.perf_counter() - before
+                    collapsed = collapsed + 1 if probe and probe.word == "collapsed" else 0
+                    if collapsed >= 2 and run.stop_on_collapse:
+                        self.save(done)
+                        raise TrainingStopped(f"stopped at step {done}: {ADVICE}")
+        except KeyboardInterrupt:
+            raise TrainingStopped(
+                f"interrupted; `byol pretrain ... --out {self.directory} --resume` goes on from the last checkpoint"
+            ) from None
+        finally:
+            metrics.close()
+        save_backbone(self.method.encoder, run, self.directory, step=run.total_steps)  # type: ignore[arg-type]
+
+    def _step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
+        arguments = (self.run, step, self.module, self.method, self._optimizer, micro, self.fabric.backward)
+        if not self._redraw:
+            return train_step(*arguments)  # type: ignore[arg-type]
+        # Dropout and stochastic depth draw from torch's generator: seeded per step, so that a resumed run agrees.
+        with torch.random.fork_rng():
+            torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), 1)[0]))
+            return train_step(*arguments)  # type: ignore[arg-type]
+
+    def _look(self, step: int, metrics: _Metrics, observe: Callable[[Progress], None]) -> Probe | None:
+        if self.hold_out is None:
+            return None
+        with self.fabric.autocast():
+            probe = self.hold_out.look(self.method, step)
+        found = probe.to_dict()
+        found.pop("step")
+        metrics.write(step, {f"held_out/{k}": v for k, v in found.items()})
+        observe(Progress(step, self.run.total_steps, {}, 0.0, probe))
+        return probe
+
+    def save(self, step: int) -> None:
+        checkpoint.save(self.directory / "checkpoints", step, self.networks, self.optimizer)
+
+    def _restore(self) -> int:
+        path = checkpoint.latest(self.directory / "checkpoints")
+        return 0 if path is None else checkpoint.load(path, self.networks, self.optimizer)
+
+
+class _Metrics:
+    """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard."""
+
+    def __init__(self, directory: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = directory / "metrics.jsonl"
+        self._skipped = directory / "skipped.jsonl"
+        for path in (self._path, self._skipped):
+            _drop_after(path, start)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+
+    def skipped(self, step: int, replaced: list[tuple[int, str]]) -> None:
+        if replaced:
+            with self._skipped.open("a", encoding="utf-8") as file:
+                for image, reason in replaced:
+                    file.write(json.dumps({"step": step, "id": image, "reason": reason}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Forget lines of steps a resumed run will do again, and a line cut off by a crash."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break
+    path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+
+def describe(views: tuple[View, ...]) -> tuple[dict[str, Any], ...]:
+    """Views as the plain fields a Run holds."""
+    return tuple(asdict(view) for view in views)

@@ -1,0 +1,181 @@
+"""The operations on batches of images, each with its parameters given.
+
+Images are [B, C, H, W] float in [0, 1] unless said; parameters are [B], on the images' device. Nothing here is random.
+The `tf_` operations are those of BYOL's released code, the `tv_` operations those of torchvision.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
+
+
+def keys_cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.5. (PyTorch's own bicubic without antialiasing uses -0.75.)"""
+    d = distance.abs()
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return torch.where(d < 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+
+
+def crop_weights(start: Tensor, length: Tensor, in_size: int, out_size: int, *, antialias: bool) -> Tensor:
+    """The matrix that crops [start, start + length) of an axis and resizes it to `out_size` by bicubic taps.
+
+    start, length: [B] float64, whole numbers of pixels. Returns [B, out_size, in_size] float64, rows summing to 1.
+    Half-pixel centres; taps outside the crop are dropped and the rest renormalised. antialias=False is TensorFlow's
+    resize (whose kernel rounds its offsets to 1/1024; this one does not); antialias=True widens the kernel when
+    shrinking, as Pillow and torchvision do.
+    """
+    out = torch.arange(out_size, dtype=torch.float64)
+    scale = (length / out_size)[:, None, None]
+    centre = (out[:, None] + 0.5) * scale  # in the crop's coordinates, where pixel j covers [j, j + 1)
+    pixel = torch.arange(in_size, dtype=torch.float64) - start[:, None, None]
+    distance = pixel + 0.5 - centre
+    if antialias:
+        distance = distance / scale.clamp_min(1.0)
+    inside = (pixel >= 0) & (pixel < length[:, None, None])
+    weights = keys_cubic(distance) * inside
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def crop_resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Crops as two matrix products. images: [B, C, H, W] float; rows: [B, S, H]; columns: [B, S, W].
+
+    Returns [B, C, S, S], neither rounded nor clipped: bicubic overshoots.
+    """
+    return rows[:, None] @ (images @ columns[:, None].transpose(-1, -2))
+
+
+def affine(images: Tensor, theta: Tensor) -> Tensor:
+    """Rotation and shear about the centre, bilinear, zeros outside. theta: [B, 2, 3], output -> input, as in
+    torch.nn.functional.affine_grid."""
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def flip(images: Tensor) -> Tensor:
+    """Left and right exchanged."""
+    return images.flip(-1)
+
+
+def _each(parameter: Tensor) -> Tensor:
+    return parameter[:, None, None, None]
+
+
+def gray(images: Tensor) -> Tensor:
+    """Luma copied to the three channels: 0.2989 R + 0.5870 G + 0.1140 B."""
+    return _luma(images).expand_as(images)
+
+
+def _luma(images: Tensor) -> Tensor:
+    r, g, b = images.unbind(1)
+    return (GRAY_WEIGHTS[0] * r + GRAY_WEIGHTS[1] * g + GRAY_WEIGHTS[2] * b)[:, None]
+
+
+def _mean_hw(images: Tensor) -> Tensor:
+    # Row by row: a flat mean over H x W gave other bits at one channel and batch 1.
+    return images.mean(-1, keepdim=True).mean(-2, keepdim=True)
+
+
+def tf_brightness(images: Tensor, delta: Tensor) -> Tensor:
+    """images + delta, clipped to [0, 1]."""
+    return (images + _each(delta)).clamp(0, 1)
+
+
+def tf_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """The deviation from each channel's mean over the image times `factor`, clipped to [0, 1]."""
+    mean = _mean_hw(images)
+    return ((images - mean) * _each(factor) + mean).clamp(0, 1)
+
+
+def tf_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """HSV saturation times `factor`, clipped to [0, 1]."""
+    h, s, v = rgb_to_hsv(images)
+    return hsv_to_rgb(h, (s * factor[:, None, None]).clamp(0, 1), v).clamp(0, 1)
+
+
+def hue(images: Tensor, delta: Tensor) -> Tensor:
+    """HSV hue plus `delta` turns, modulo 1. The same in both families."""
+    h, s, v = rgb_to_hsv(images)
+    return hsv_to_rgb((h + delta[:, None, None]) % 1.0, s, v).clamp(0, 1)
+
+
+def tv_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """images * factor, clipped to [0, 1]."""
+    return (images * _each(factor)).clamp(0, 1)
+
+
+def tv_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """A blend with the mean of the gray image: factor * images + (1 - factor) * mean, clipped to [0, 1]."""
+    mean = _mean_hw(_luma(images) if images.shape[1] == 3 else images)
+    return (images * _each(factor) + mean * _each(1 - factor)).clamp(0, 1)
+
+
+def tv_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """A blend with the gray image: factor * images + (1 - factor) * gray, clipped to [0, 1]."""
+    return (images * _each(factor) + _luma(images) * _each(1 - factor)).clamp(0, 1)
+
+
+def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """images: [B, 3, H, W] in [0, 1]. Returns hue, saturation and value, each [B, H, W] in [0, 1]."""
+    r, g, b = images.unbind(1)
+    v = images.amax(1)
+    spread = v - images.amin(1)
+    safe = torch.where(spread > 0, spread, torch.ones_like(spread))
+    s = torch.where(v > 0, spread / torch.where(v > 0, v, torch.ones_like(v)), torch.zeros_like(v))
+    h = torch.where(
+        v == r, (g - b) / safe, torch.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4)
+    )
+    h = torch.where(spread > 0, h / 6, torch.zeros_like(h))
+    return torch.where(h < 0, h + 1, h), s, v
+
+
+def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    """Each [B, H, W] in [0, 1]. Returns [B, 3, H, W] in [0, 1]."""
+    h6 = h * 6
+    r = ((h6 - 3).abs() - 1).clamp(0, 1)
+    g = (2 - (h6 - 2).abs()).clamp(0, 1)
+    b = (2 - (h6 - 4).abs()).clamp(0, 1)
+    return torch.stack([(1 - s + s * c) * v for c in (r, g, b)], dim=1)
+
+
+def blur_width(size: int) -> int:
+    """Taps of the Gaussian blur at an image height of `size` px: a tenth, made odd (23 at 224 px, 3 at 32 px)."""
+    return 2 * int(size / 10 / 2) + 1
+
+
+def gaussian_taps(sigma: Tensor, width: int) -> Tensor:
+    """Normalised Gaussian taps. sigma: [B] float64, px. Returns [B, width] float64, rows summing to 1."""
+    x = torch.arange(width, dtype=torch.float64) - width // 2
+    taps = torch.exp(-(x**2) / (2 * sigma[:, None] ** 2))
+    return taps / taps.sum(-1, keepdim=True)
+
+
+def blur(images: Tensor, taps: Tensor, *, padding: str = "constant") -> Tensor:
+    """Separable convolution with each image's own taps [B, width].
+
+    padding: "constant" (zeros: borders darken, as in BYOL's released code) or "reflect" (torchvision).
+    """
+    # Shifted sums rather than a grouped convolution, whose bits depend on the batch at one channel.
+    width = taps.shape[1]
+    half = width // 2
+    h, w = images.shape[-2:]
+    padded = F.pad(images, (half, half, half, half), mode=padding)
+    rows = sum(_each(taps[:, i]) * padded[..., i : i + h, :] for i in range(width))
+    assert isinstance(rows, Tensor), "an odd width has at least one tap"
+    columns = sum(_each(taps[:, i]) * rows[..., i : i + w] for i in range(width))
+    assert isinstance(columns, Tensor), "an odd width has at least one tap"
+    return columns
+
+
+def solarize(images: Tensor) -> Tensor:
+    """Values of at least 0.5 inverted: x if x < 0.5 else 1 - x."""
+    return torch.where(images < 0.5, images, 1 - images)
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(images - mean) / std per channel. mean, std: [C]."""
+    return (images - mean[:, None, None]) / std[:, None, None]

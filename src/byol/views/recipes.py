@@ -1,0 +1,264 @@
+"""Recipes of views as values, their random parameters drawn from keys, and their application to batches.
+
+`draw` samples, `crop_batch` (or `crop_one`, in a worker) cuts, `photometry` does the rest: geometry happens where the
+pixels are, everything else batched on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from byol import rng
+from byol.views import ops
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_OPERATIONS = ("crop", "affine", "flip", "jitter", "order", "gray", "blur", "solarize")
+_TRIES = len(_OPERATIONS)  # torchvision's crop draws from a key of its own
+_ORDERS = torch.tensor(list(permutations(range(4))))
+
+
+@dataclass(frozen=True)
+class View:
+    """How one view of an image is made, in the order in which the operations are applied.
+
+    The defaults are T of BYOL (Grill et al. 2020, Table 6), with the arithmetic of the authors' code.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area, uniform."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height, log-uniform."""
+    rotate_degrees: float = 0.0
+    """Rotation uniform in +- this."""
+    shear: float = 0.0
+    """Horizontal shear factor uniform in +- this."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of colour jitter: the four changes below, in a random order."""
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    gray: float = 0.2
+    """Probability of grayscale."""
+    blur: float = 1.0
+    """Probability of Gaussian blur."""
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """Standard deviation of the blur, px, uniform."""
+    solarize: float = 0.0
+    """Probability of solarization."""
+    style: Literal["authors", "torchvision"] = "authors"
+    """"authors": crops clipped to the image, bicubic without antialiasing, additive brightness, contrast about each
+    channel's mean, HSV saturation, blur with zeros outside. "torchvision": crops by rejection (ten tries, then the
+    centre), antialiased bicubic, multiplicative brightness, blends with gray, blur with reflection."""
+
+
+BYOL_T = View()
+"""View 1 of BYOL (Grill et al. 2020, Table 6)."""
+BYOL_T_PRIME = View(blur=0.1, solarize=0.2)
+"""View 2 of BYOL (Grill et al. 2020, Table 6)."""
+
+
+def without_color(view: View) -> View:
+    """The view for images that are not RGB: no hue, saturation or grayscale."""
+    return replace(view, saturation=0.0, hue=0.0, gray=0.0)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What was drawn for one view of B images; all on the CPU.
+
+    box: [B, 4] float64, whole numbers (top, left, height, width), px. theta: [B, 2, 3] float32 or None.
+    flip, jitter, gray, blur, solarize: [B] bool. order: [B, 4] int64, which change comes when (0 brightness, 1 contrast,
+    2 saturation, 3 hue). brightness, contrast, saturation, hue: [B] float32, as the style's arithmetic takes them.
+    taps: [B, width] float32.
+    """
+
+    box: Tensor
+    theta: Tensor | None
+    flip: Tensor
+    jitter: Tensor
+    order: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    gray: Tensor
+    blur: Tensor
+    taps: Tensor
+    solarize: Tensor
+
+
+def view_keys(seed: int, epochs: Tensor, ids: Tensor, num_views: int) -> Tensor:
+    """The key of each view of each image: [B] int64 epochs and ids -> [num_views, B, 2]."""
+    image = rng.fold(rng.fold(rng.key(seed, rng.Purpose.VIEWS), epochs), ids)
+    return rng.fold(image, torch.arange(num_views)[:, None])
+
+
+def draw(view: View, keys: Tensor, heights: Tensor, widths: Tensor, size: int) -> Parameters:
+    """The parameters of one view of B images.
+
+    keys: [B, 2], from `view_keys`. heights, widths: [B] int64, the source images' sizes, px. size: of the view, px.
+    Derived numbers are computed in float64 on the CPU, so that they are the same wherever the pixels are.
+    """
+    u = rng.uniform(rng.fold(keys[:, None], torch.arange(len(_OPERATIONS))), 4)
+    of = dict(zip(_OPERATIONS, u.unbind(1), strict=True))  # each [B, 4]
+    if view.style == "authors":
+        box = _authors_box(view, of["crop"], heights.double(), widths.double())
+    else:
+        tries = rng.uniform(rng.fold(keys, _TRIES), 40).view(-1, 10, 4)
+        box = _torchvision_box(view, tries, heights.double(), widths.double())
+
+    jitter = of["jitter"]
+    brightness = _spread(jitter[:, 0], view.brightness)
+    if view.style == "torchvision":
+        brightness = 1 + brightness
+    sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * of["blur"][:, 1]
+    return Parameters(
+        box=box,
+        theta=_theta(view, of["affine"]),
+        flip=of["flip"][:, 0] < view.flip,
+        jitter=of["order"][:, 1] < view.jitter,
+        order=_ORDERS[(of["order"][:, 0] * len(_ORDERS)).long()],
+        brightness=brightness.float(),
+        contrast=(1 + _spread(jitter[:, 1], view.contrast)).float(),
+        saturation=(1 + _spread(jitter[:, 2], view.saturation)).float(),
+        hue=_spread(jitter[:, 3], view.hue).float(),
+        gray=of["gray"][:, 0] < view.gray,
+        blur=of["blur"][:, 0] < view.blur,
+        taps=ops.gaussian_taps(sigma, ops.blur_width(size)).float(),
+        solarize=of["solarize"][:, 0] < view.solarize,
+    )
+
+
+def _spread(u: Tensor, amount: float) -> Tensor:
+    return (2 * u - 1) * amount
+
+
+def _between(u: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * u
+
+
+def _authors_box(view: View, u: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    area = heights * widths * _between(u[:, 0], *view.crop_area)
+    aspect = torch.exp(_between(u[:, 1], math.log(view.crop_aspect[0]), math.log(view.crop_aspect[1])))
+    h = torch.minimum(torch.round(torch.sqrt(area / aspect)).clamp_min(1), heights)
+    w = torch.minimum(torch.round(torch.sqrt(area * aspect)).clamp_min(1), widths)
+    top = torch.floor(u[:, 2] * (heights - h + 1))
+    left = torch.floor(u[:, 3] * (widths - w + 1))
+    return torch.stack([top, left, h, w], dim=1)
+
+
+def _torchvision_box(view: View, u: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    H, W = heights[:, None], widths[:, None]
+    area = H * W * _between(u[..., 0], *view.crop_area)
+    aspect = torch.exp(_between(u[..., 1], math.log(view.crop_aspect[0]), math.log(view.crop_aspect[1])))
+    h, w = torch.round(torch.sqrt(area / aspect)), torch.round(torch.sqrt(area * aspect))
+    fits = (h > 0) & (h <= H) & (w > 0) & (w <= W)
+    first = fits.to(torch.int8).argmax(1, keepdim=True)
+    h, w, top, left = (x.gather(1, first)[:, 0] for x in (h, w, u[..., 2], u[..., 3]))
+    top = torch.floor(top * (heights - h + 1))
+    left = torch.floor(left * (widths - w + 1))
+    # After ten misses: the largest central crop whose aspect is within the range.
+    low, high = view.crop_aspect
+    ratio = widths / heights
+    central_h = torch.where(ratio < low, torch.round(widths / low), heights)
+    central_w = torch.where(ratio > high, torch.round(heights * high), widths)
+    none = ~fits.any(1)
+    h, w = torch.where(none, central_h, h), torch.where(none, central_w, w)
+    top = torch.where(none, torch.floor((heights - h) / 2), top)
+    left = torch.where(none, torch.floor((widths - w) / 2), left)
+    return torch.stack([top, left, h, w], dim=1)
+
+
+def _theta(view: View, u: Tensor) -> Tensor | None:
+    if view.rotate_degrees == 0 and view.shear == 0:
+        return None
+    angle = _spread(u[:, 0], math.radians(view.rotate_degrees))
+    shear = _spread(u[:, 1], view.shear)
+    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    rows = (torch.stack([cos, cos * shear - sin, zero], 1), torch.stack([sin, sin * shear + cos, zero], 1))
+    return torch.stack(rows, dim=1).float()
+
+
+def crop_batch(view: View, images: Tensor, parameters: Parameters, size: int) -> Tensor:
+    """The crops of a batch held on the device. images: [B, C, H, W] uint8. Returns [B, C, size, size] float32 in
+    [0, 1]."""
+    rows, columns = _crop_matrices(view, parameters.box, images.shape[-2], images.shape[-1], size)
+    pixels = images.float()
+    cut = ops.crop_resize(pixels, rows.to(pixels, non_blocking=True), columns.to(pixels, non_blocking=True))
+    return (cut / 255).clamp(0, 1)
+
+
+def crop_one(view: View, image: np.ndarray, parameters: Parameters, size: int) -> np.ndarray:
+    """The crop of one decoded image, in a worker. image: [H, W, C] uint8. Returns [C, size, size] uint8: the exact
+    crop rounded to the nearest grey level, so that a quarter of the bytes travels."""
+    top, left, h, w = (int(x) for x in parameters.box[0])
+    region = torch.from_numpy(np.ascontiguousarray(image[top : top + h, left : left + w]))
+    box = torch.tensor([[0.0, 0.0, h, w]], dtype=torch.float64)
+    rows, columns = _crop_matrices(view, box, h, w, size)
+    cut = ops.crop_resize(region.permute(2, 0, 1)[None].float(), rows, columns)[0]
+    return cut.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _crop_matrices(view: View, box: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
+    antialias = view.style == "torchvision"
+    rows = ops.crop_weights(box[:, 0], box[:, 2], height, size, antialias=antialias)
+    columns = ops.crop_weights(box[:, 1], box[:, 3], width, size, antialias=antialias)
+    return rows.float(), columns.float()
+
+
+def photometry(view: View, images: Tensor, parameters: Parameters) -> Tensor:
+    """Everything after the crop but normalisation. images: [B, C, S, S] float32 in [0, 1], changed in place.
+
+    Returns [B, C, S, S] float32 in [0, 1].
+    """
+    if parameters.theta is not None:
+        images = ops.affine(images, parameters.theta.to(images.device, non_blocking=True))
+    _where(images, parameters.flip, ops.flip)
+    _jitter(view, images, parameters)
+    if view.gray and images.shape[1] == 3:
+        _where(images, parameters.gray, ops.gray)
+    if view.blur and parameters.taps.shape[1] > 1:
+        padding = "constant" if view.style == "authors" else "reflect"
+        _where(images, parameters.blur, lambda x, taps: ops.blur(x, taps, padding=padding), parameters.taps)
+    _where(images, parameters.solarize, ops.solarize)
+    return images.clamp_(0, 1)
+
+
+def _jitter(view: View, images: Tensor, p: Parameters) -> None:
+    authors = view.style == "authors"
+    changes = [
+        (view.brightness, ops.tf_brightness if authors else ops.tv_brightness, p.brightness),
+        (view.contrast, ops.tf_contrast if authors else ops.tv_contrast, p.contrast),
+        (view.saturation, ops.tf_saturation if authors else ops.tv_saturation, p.saturation),
+        (view.hue, ops.hue, p.hue),
+    ]
+    for place in range(4):
+        for change, (amount, operation, value) in enumerate(changes):
+            if amount:
+                _where(images, p.jitter & (p.order[:, place] == change), operation, value)
+
+
+def _where(images: Tensor, chosen: Tensor, operation, *values: Tensor) -> None:  # type: ignore[no-untyped-def]
+    """Apply an operation to the chosen images only, in place. `chosen` and `values` are on the CPU: the device never
+    has to say how many there are."""
+    index = chosen.nonzero()[:, 0]
+    if len(index) == 0:
+        return
+    there = [value[index].to(images.device, non_blocking=True) for value in values]
+    if len(index) == len(images):
+        images.copy_(operation(images, *there))
+    else:
+        index = index.to(images.device, non_blocking=True)
+        images.index_copy_(0, index, operation(images.index_select(0, index), *there).contiguous())

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """A complete Run; keyword arguments replace its fields."""
+    from dataclasses import asdict
+
+    from byol.run import Run
+    from byol.views.recipes import BYOL_T, BYOL_T_PRIME
+
+    def make(**changes):
+        fields = {
+            "data": "test",
+            "method": "byol",
+            "method_args": {"hidden": 32, "out": 16, "tau": 0.99, "target_init": "independent"},
+            "backbone": "resnet18",
+            "backbone_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+            "stem": "3x3",
+            "image_size": 16,
+            "channels": 3,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.25, 0.25, 0.25),
+            "views": (asdict(BYOL_T), asdict(BYOL_T_PRIME)),
+            "batch_size": 16,
+            "accumulate": 1,
+            "total_steps": 20,
+            "warmup_steps": 4,
+            "optimizer": "lars",
+            "base_lr": 0.3,
+            "weight_decay": 1e-6,
+            "precision": "32",
+            "device": "cpu",
+            "workers": 0,
+            "seed": 0,
+            "hold_out": 0.0,
+            "evaluate_every_steps": 10,
+            "checkpoint_every_steps": 10,
+        }
+        return Run(**(fields | changes))
+
+    return make

@@ -1,0 +1,157 @@
+"""The collapse diagnostics against values worked by hand and naive loops, and on degenerate input."""
+
+import math
+
+import pytest
+import torch
+
+from byol.diagnose import Health, alignment, effective_rank, feature_std, health, uniformity, verdict
+
+AXES = torch.tensor([[2.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -5.0]])
+"""Four directions of the plane, of different lengths."""
+
+
+def sphere(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def test_feature_std_by_hand():
+    # Normalised, each column is (1, -1, 0, 0) in some order: variance 2/4.
+    assert feature_std(AXES) == pytest.approx(math.sqrt(0.5))
+
+
+def test_feature_std_of_a_sphere_is_one_over_root_d():
+    assert feature_std(sphere(4096, 64)) == pytest.approx(1 / 8, rel=0.01)
+
+
+def test_effective_rank_by_hand():
+    # Columns (2, -2, 0, 0) and (0, 0, 1, -1) are centred and orthogonal: sigma = 2 sqrt 2, sqrt 2, so p = 2/3, 1/3.
+    z = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
+    entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    assert effective_rank(z) == pytest.approx(math.exp(entropy))
+
+
+def test_effective_rank_counts_equal_directions_and_ignores_the_mean():
+    basis = torch.cat([torch.eye(5), -torch.eye(5)]) @ torch.linalg.qr(sphere(8, 5))[0].T
+    assert effective_rank(basis) == pytest.approx(5, rel=1e-5)
+    assert effective_rank(100 * basis + 7) == pytest.approx(5, rel=1e-5)
+
+
+def test_alignment_by_hand():
+    # Normalised gaps: 0, sqrt 2 (a right angle), 2 (opposite), 0 (same direction): squares 0, 2, 4, 0.
+    other = torch.tensor([[1.0, 0.0], [0.0, 4.0], [0.0, -1.0], [0.0, -1.0]])
+    assert alignment(AXES, other) == pytest.approx(6 / 4)
+    assert alignment(AXES, other, alpha=1) == pytest.approx((math.sqrt(2) + 2) / 4)
+
+
+def test_uniformity_by_hand():
+    # Six pairs: two opposite (squared distance 4), four at right angles (2).
+    assert uniformity(AXES) == pytest.approx(math.log((2 * math.exp(-8) + 4 * math.exp(-4)) / 6))
+    assert uniformity(AXES, t=1) == pytest.approx(math.log((2 * math.exp(-4) + 4 * math.exp(-2)) / 6))
+
+
+def test_uniformity_equals_a_naive_loop():
+    z = sphere(15, 4).double()
+    rows = [row / row.norm() for row in z]
+    pairs = [
+        math.exp(-2 * float((rows[i] - rows[j]).square().sum())) for i in range(15) for j in range(i + 1, 15)
+    ]
+    assert uniformity(z) == pytest.approx(math.log(sum(pairs) / len(pairs)))
+
+
+def test_row_scale_changes_only_the_rank():
+    z, scales = sphere(50, 6), torch.linspace(0.1, 9, 50)[:, None]
+    assert feature_std(z * scales) == pytest.approx(feature_std(z))
+    assert uniformity(z * scales) == pytest.approx(uniformity(z))
+    assert alignment(z * scales, z) == pytest.approx(0, abs=1e-10)
+    assert effective_rank(3 * z) == pytest.approx(effective_rank(z))
+
+
+@pytest.mark.parametrize(
+    "z",
+    [
+        torch.zeros(8, 4),
+        torch.ones(8, 4) / 3,
+        sphere(1, 16).repeat(64, 1),
+        sphere(8, 1),
+        sphere(1, 4),
+        torch.zeros(1, 1),
+        torch.full((5, 3), 1e-30),
+        torch.full((5, 3), 1e30),
+        sphere(8, 4).bfloat16(),
+    ],
+    ids=["zeros", "equal", "repeated", "d=1", "one row", "one zero", "tiny", "huge", "bfloat16"],
+)
+def test_degenerate_input_gives_finite_numbers(z):
+    numbers = health(z, z)
+    assert all(math.isfinite(value) for value in vars(numbers).values())
+    assert numbers.alignment == 0
+
+
+def test_equal_rows_are_collapsed_whatever_rounding_leaves():
+    for seed in range(5):
+        z = sphere(1, 32, seed).repeat(100, 1)
+        numbers = health(z, z)
+        assert numbers.std == pytest.approx(0, abs=1e-12)
+        assert numbers.effective_rank == 0
+        assert numbers.uniformity == pytest.approx(0, abs=1e-12)
+        assert verdict(numbers) == "collapsed"
+
+
+def test_health_gathers_the_numbers():
+    z1, z2 = sphere(64, 16), sphere(64, 16, seed=1)
+    expected = Health(
+        std=feature_std(z1),
+        std_ratio=4 * feature_std(z1),
+        effective_rank=effective_rank(z1),
+        alignment=alignment(z1, z2),
+        uniformity=uniformity(z1),
+    )
+    assert health(z1, z2) == expected
+
+
+@pytest.mark.parametrize(
+    ("std_ratio", "rank", "word"),
+    [
+        (1.0, 30.0, "healthy"),
+        (0.5, 4.0, "healthy"),
+        (0.49, 30.0, "narrow"),
+        (1.0, 3.9, "narrow"),
+        (0.3, 2.0, "narrow"),
+        (0.29, 30.0, "collapsed"),
+        (1.0, 1.9, "collapsed"),
+    ],
+)
+def test_verdict_by_its_thresholds(std_ratio, rank, word):
+    assert verdict(Health(0.1, std_ratio, rank, alignment=0.1, uniformity=-2.0)) == word
+
+
+def test_verdicts_of_embeddings_one_can_picture():
+    z = sphere(256, 32)
+    line = z[:, :1] * sphere(1, 32, seed=1)
+    assert verdict(health(z, z)) == "healthy"
+    assert verdict(health(line, line)) == "collapsed"
+    assert verdict(health(z + 2.2, z)) == "narrow"
+    assert verdict(health(z + 10, z)) == "collapsed"
+
+
+def test_numbers_carry_no_gradient():
+    z = sphere(8, 4).requires_grad_()
+    assert isinstance(health(z, z).std, float)
+    assert z.grad is None
+
+
+@pytest.mark.parametrize("z", [torch.zeros(0, 4), torch.zeros(4, 0), torch.zeros(4)])
+def test_shapes_without_embeddings_are_refused(z):
+    with pytest.raises(ValueError, match=r"\[B, d\]"):
+        feature_std(z)
+
+
+def test_values_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        effective_rank(torch.tensor([[1.0, math.nan]]))
+
+
+def test_views_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="row i of both"):
+        alignment(torch.zeros(3, 2), torch.zeros(4, 2))
