@@ -25,7 +25,7 @@ def test_feature_std_of_a_sphere_is_one_over_root_d():
 
 
 def test_effective_rank_by_hand():
-    # Columns (2, -2, 0, 0) and (0, 0, 1, -1) are centred and orthogonal: sigma = 2 sqrt 2, sqrt 2, so p = 2/3, 1/3.
+    # Columns (2, -2, 0, 0) and (0, 0, 1, -1) are centred and orthogonal: sigma = 2 sqrt 2, sqrt 2.
     z = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
     entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert effective_rank(z) == pytest.approx(math.exp(entropy))

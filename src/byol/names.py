@@ -10,6 +10,15 @@ from functools import cache
 from pathlib import Path
 
 METHODS = ("byol",)
+PROTOCOLS = ("knn", "linear", "fewshot")
+RECIPES = (
+    "byol_imagenet_100",
+    "byol_imagenet_300",
+    "byol_imagenet_1000",
+    "byol_imagenette",
+    "byol_cifar10",
+    "digits_demo",
+)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

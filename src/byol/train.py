@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -177,7 +178,6 @@ class Training:
         seconds = 0.0
         for _ in range(2):  # the first one warms up
             start = time.perf_counter()
-            views = self.loader.batch_of(torch.arange(min(8, self.num_train)), torch.zeros(8, dtype=torch.int64))
             with self.fabric.autocast():
                 dtype = torch.float64 if self.run.precision == "64" else torch.float32
                 loss, *_ = networks(tuple(v.to(dtype) for v in batch.views), batch.labels.to(self.fabric.device))
@@ -185,7 +185,6 @@ class Training:
             if self.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
-        del views
         return self.run.batch_size / seconds
 
     def fit(self, observe: Callable[[Progress], None], *, resume: bool = False) -> None:
@@ -212,7 +211,7 @@ class Training:
                     now = time.perf_counter()
                     rate = (done - clock_step) * run.images_per_step / (now - clock)
                     values |= {"lr": self.optimizer.param_groups[0]["lr"], **self.method.status(step / run.total_steps)}
-                    if not torch.isfinite(torch.tensor(values["loss"])):
+                    if not math.isfinite(values["loss"]):
                         raise TrainingStopped(
                             f"the loss is {values['loss']} at step {done}; the last checkpoint is whole. "
                             "Try a lower --base-lr or --precision 32"
@@ -222,7 +221,6 @@ class Training:
                     clock, clock_step = time.perf_counter(), done
                 if done % run.checkpoint_every_steps == 0 or done == run.total_steps:
                     self.save(done)
-                    clock += 0.0
                 if done % run.evaluate_every_steps == 0 or done == run.total_steps:
                     before = time.perf_counter()
                     probe = self._look(done, metrics, observe)

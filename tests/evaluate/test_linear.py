@@ -1,4 +1,4 @@
-"""Logistic regression against its own objective in plain numpy, and the protocol against what it must not do."""
+"""Logistic regression against its objective in plain numpy, and the protocol against what it must not do."""
 
 import warnings
 
@@ -56,17 +56,18 @@ def test_gradient_vanishes_along_the_whole_path():
 
 
 def test_penalty_of_two_classes_by_hand():
-    # x = -1, 1 with labels 0, 1; by symmetry W = (-u, u), b = 0, and the objective is log(1 + exp(-2u)) + p u^2.
-    # Its derivative is zero where p = sigmoid(-2u) / u. For u = log(3) / 2: sigmoid(-log 3) = 1/4, p = 1 / (2 log 3).
+    # x = -1, 1 with labels 0, 1; by symmetry W = (-u, u), b = 0, and the objective is
+    # log(1 + exp(-2u)) + p u^2. Its derivative is zero where p = sigmoid(-2u) / u.
+    # For u = log(3) / 2: sigmoid(-log 3) = 1/4, p = 1 / (2 log 3).
     model = logistic_regression(np.array([[-1.0], [1.0]]), np.array([0, 1]), 1 / (2 * np.log(3)))
     np.testing.assert_allclose(model.weight, [[-np.log(3) / 2], [np.log(3) / 2]], rtol=1e-5)
     np.testing.assert_allclose(model.bias, [0, 0], atol=1e-6)
 
 
 def test_penalty_of_three_classes_by_hand():
-    # x = -s, 0, s with labels 0, 1, 2 and s^2 = 3/2, so that its std is 1. By symmetry W = (-u, 0, u), and b is
-    # (-c, 0, -c) up to a constant; with t = e^c and a = e^{su} + e^{-su}, the class-1 probabilities sum to 1 where
-    # t / (t + 2) + 2t / (t + a) = 1, that is a = t^2 + t. For t = 2: a = 6, e^{su} = 3 + sqrt 8.
+    # x = -s, 0, s with labels 0, 1, 2 and s^2 = 3/2, so that its std is 1. By symmetry W = (-u, 0, u), and b
+    # is (-c, 0, -c) up to a constant; with t = e^c and a = e^{su} + e^{-su}, the class-1 probabilities sum to
+    # 1 where t / (t + 2) + 2t / (t + a) = 1, that is a = t^2 + t. For t = 2: a = 6, e^{su} = 3 + sqrt 8.
     # The derivative by W[2] is s (sqrt 8 * 2 / 8 - 1) / 3 + p u, zero at p = s (1 - 1 / sqrt 2) / (3u).
     s = np.sqrt(1.5)
     u = np.log(3 + np.sqrt(8)) / s

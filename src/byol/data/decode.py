@@ -1,4 +1,4 @@
-"""One encoded image to uint8 pixels, or one short reason why not: every decision about image formats is here."""
+"""Encoded images, wherever they lie, to uint8 pixels, or one short reason why not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 # Named, not all of Pillow's: its EPS reader starts Ghostscript on a file that only calls itself .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _ALPHA_MODES = {"LA": "LA", "La": "LA", "PA": "RGBA", "RGBA": "RGBA", "RGBa": "RGBA"}
@@ -24,26 +26,27 @@ _KEYED_MODES = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # may name a 
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
 
-class Unusable(ValueError):
+class Unusable(ValueError):  # noqa: N818 (a state of the image, often no error at all)
     """This image cannot be used; the message is the reason in a few words, on one line."""
 
 
 def decode(data: bytes | Path, channels: int | None = None) -> np.ndarray:
     """The pixels of one encoded image, or `Unusable`.
 
-    data: the file's bytes, or its path. Formats: JPEG, PNG, WebP, BMP, TIFF, GIF, PPM/PGM, whatever the name says;
-        of an animation or a stack, the first frame.
-    channels: 3 copies gray into R, G and B; 1 takes the luma of colour (ITU-R 601, Pillow's "L"); None leaves it.
-    Returns [H, W, C] uint8, 0-255, C in {1, 3}, writable and contiguous, turned upright by the EXIF orientation:
+    data: the file's bytes, or its path. Formats: JPEG, PNG, WebP, BMP, TIFF, GIF, PPM/PGM, whatever the name
+        says; of an animation or a stack, the first frame.
+    channels: 3 copies gray into R, G and B; 1 takes the luma of colour (ITU-R 601, Pillow's "L"); None leaves
+        what there is.
+    Returns [H, W, C] uint8, 0-255, C in {1, 3}, writable and contiguous, upright by the EXIF orientation:
     - gray stays gray (C=1), 1-bit becomes 0 or 255, a palette becomes RGB even if all its colours are gray;
-    - alpha, a transparent palette entry or colour: composited on white (a transparent 16-bit value is ignored);
-    - 16-bit gray, and 32-bit integers that lie in 0-65535: round(v / 257), the full range, so 65535 is 255 and data
-      that use a few low values are dark; other 32-bit integers are unusable. Of 16-bit colour Pillow keeps the high
-      byte;
-    - float: finite values in [0, 1] become round(255 v); anything else is unusable, because its range is unknown;
+    - alpha, a transparent palette entry or colour: composited on white (in 16-bit gray it is ignored);
+    - 16-bit gray, and 32-bit integers that lie in 0-65535: round(v / 257), the full range: 65535 is 255, and
+      data that use only low values are dark; other integers are unusable. Of 16-bit colour Pillow keeps the
+      high byte;
+    - float: finite values in [0, 1] become round(255 v); anything else is unusable, for its range is unknown;
     - CMYK, YCbCr, HSV: to RGB by Pillow's formulas, without colour profiles; Lab is unusable.
-    Truncated files are unusable whatever `ImageFile.LOAD_TRUNCATED_IMAGES` is at its default; so are files above
-    twice `Image.MAX_IMAGE_PIXELS`. Pillow's own settings are read, never changed.
+    Truncated files are unusable, and so are files above twice `Image.MAX_IMAGE_PIXELS`. Pillow's own settings
+    are never changed.
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels!r} must be 1, 3 or None")
@@ -70,7 +73,7 @@ def header(data: bytes | Path) -> tuple[int, int, int]:
 
 
 def to_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
-    """[H, W, 1 or 3] uint8 to [H, W, channels] uint8: gray is copied, colour becomes luma; None changes nothing."""
+    """[H, W, 1 or 3] uint8 to [H, W, channels] uint8: gray is copied, colour becomes luma; None keeps all."""
     if channels is None or pixels.shape[2] == channels:
         return pixels
     if channels == 3:
@@ -99,8 +102,8 @@ def _opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]
 def _mute_pillow() -> None:
     """Silence the warnings that Pillow's own modules issue, from the first image on.
 
-    They tell of damaged metadata and large images, which is decided here. `warnings.catch_warnings` would be tidier,
-    but it restores a process-wide list: used in threads, it can undo another thread's filters for good.
+    They tell of damaged metadata and large images, which is decided here. `warnings.catch_warnings` would be
+    tidier, but it restores a process-wide list: in threads, it can undo another thread's filters for good.
     """
     first = warnings.filters[0] if warnings.filters else None
     if first is None or first[3] != _PILLOW_MODULES:
@@ -164,7 +167,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation of [H, W, C] pixels (EXIF 2.3, tag 0x0112); 5 to 8 exchange height and width."""
+    """Undo an EXIF orientation of [H, W, C] pixels (tag 0x0112); 5 to 8 exchange height and width."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -190,3 +193,78 @@ def _exif_follows_pixels(stream: IO[bytes]) -> bool:
         position += 12 + length
     stream.seek(back)
     return found
+
+
+class Listing(Protocol):
+    """Where images lie, by position in a sorted listing. `read` returns [H, W, channels] uint8."""
+
+    def header(self, position: int) -> tuple[int, int, int]: ...
+    def read(self, position: int, channels: int) -> np.ndarray: ...
+    def name(self, position: int) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """files: POSIX paths below root, images or not."""
+
+    root: Path
+    files: list[str]
+
+    def header(self, position: int) -> tuple[int, int, int]:
+        if not is_image_name(self.files[position]):
+            raise Unusable("not an image file name")
+        return header(self.root / self.files[position])
+
+    def read(self, position: int, channels: int) -> np.ndarray:
+        return decode(self.root / self.files[position], channels)
+
+    def name(self, position: int) -> str:
+        return self.files[position]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Arrow columns: encoded (large_binary), paths (string). starts: the first row of each of `files`."""
+
+    encoded: Any
+    paths: Any
+    files: list[str]
+    starts: np.ndarray
+
+    def header(self, position: int) -> tuple[int, int, int]:
+        return header(self._bytes(position))
+
+    def read(self, position: int, channels: int) -> np.ndarray:
+        return decode(self._bytes(position), channels)
+
+    def name(self, position: int) -> str:
+        file = int(np.searchsorted(self.starts, position, side="right")) - 1
+        path = self.paths[position].as_py()
+        return f"{self.files[file]} row {position - int(self.starts[file])}" + (f" ({path})" if path else "")
+
+    def _bytes(self, position: int) -> bytes:
+        data = self.encoded[position].as_py()
+        if data is None:
+            raise Unusable("the row holds no image bytes")
+        return data
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """images: [N, H, W, C] uint8, perhaps mapped from a file."""
+
+    images: np.ndarray
+
+    def header(self, position: int) -> tuple[int, int, int]:
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def read(self, position: int, channels: int) -> np.ndarray:
+        return to_channels(np.array(self.images[position]), channels)
+
+    def name(self, position: int) -> str:
+        return f"image {position}"
+
+
+def is_image_name(file: str) -> bool:
+    return file.lower().endswith(EXTENSIONS)

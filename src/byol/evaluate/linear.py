@@ -195,7 +195,7 @@ def best_penalty(accuracies: Mapping[float, float]) -> float:
 
 
 def _fit(solver: LogisticRegression, x: np.ndarray, y: np.ndarray) -> bool:
-    """Fit in place; False where scikit-learn warns that it has not converged. Other warnings go where they went."""
+    """Fit in place; False where scikit-learn warns that it has not converged. Other warnings pass on."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         solver.fit(x, y)

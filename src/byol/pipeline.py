@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from byol import checkpoint
-from byol.data.loader import fits_memory, load_pixels
+from byol import pictures
+from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.sources import Source, open_source
 from byol.plan import Options, plan
 from byol.run import Run
 from byol.train import Progress, Training
+from byol.views.recipes import View
 
 
 class Observer(Protocol):
@@ -92,10 +95,6 @@ def _write_skipped(directory: Path, source: Source) -> None:
             file.write(json.dumps({"step": 0, "id": image, "name": name, "reason": reason}) + "\n")
 
 
-def resumable(directory: Path) -> bool:
-    return checkpoint.latest(directory / "checkpoints") is not None
-
-
 def summary(run: Run, source: Source, training: Training) -> list[tuple[str, str]]:
     """What the run will do, for people: printed, and kept as plan.txt."""
     rate = training.measure_rate()
@@ -145,3 +144,26 @@ def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
         "steps": run.total_steps,
         "last_metrics": last,
     }
+
+
+def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8, epochs: int = 3) -> Path:
+    """Draw what the network will see: images, and pairs of their views over some epochs."""
+    source, pixels = open_for_training(data, Silent())
+    run = plan(replace(options, steps=1, epochs=None, batch_size=2, hold_out=0.0), source, pixels)
+    loader = Loader(
+        source,
+        tuple(View(**fields) for fields in run.views),
+        pixels=pixels,
+        size=run.image_size,
+        batch_size=num_images,
+        normalization=Normalization((0.0,) * run.channels, (1.0,) * run.channels),
+        seed=run.seed,
+    )
+    rows = pictures.sample_rows(num_images, len(source))
+    views = [
+        view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views
+    ]
+    originals = [source.read(int(source.ids[row])) for row in rows]
+    name = f"{source.name}: what {run.method} sees at {run.image_size} px in {epochs} epochs"
+    pictures.views_grid(originals, views, path, title=name)
+    return path

@@ -1,0 +1,28 @@
+"""From a folder of unlabelled images to a proven self-supervised backbone.
+
+`byol.load(RUN)` gives a trained encoder; `byol.pretrain(DATA, OUT)` makes one. Importing this package imports
+nothing heavy and changes no global state.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from byol.export import load
+    from byol.plan import Options
+    from byol.pipeline import pretrain
+
+__all__ = ["Options", "load", "pretrain"]
+
+_HOMES = {"load": "byol.export", "Options": "byol.plan", "pretrain": "byol.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'byol' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,302 @@
+"""The command line. Thin, and quick to answer: nothing heavy is imported before the options are known to be right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from byol import names
+
+app = typer.Typer(
+    name="byol",
+    help="From a folder of unlabelled images to a proven self-supervised backbone.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+
+class Precision(StrEnum):
+    bf16 = "bf16"
+    float32 = "32"
+    float64 = "64"
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Kind(StrEnum):
+    methods = "methods"
+    backbones = "backbones"
+    recipes = "recipes"
+
+
+Data = Annotated[
+    str, typer.Argument(help="A folder of images, a .parquet, .npy or .npz file, or `digits`.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Method = Annotated[str, typer.Option(help="See `byol list methods`.")]
+Recipe = Annotated[str | None, typer.Option(help="A published recipe, exactly; see `byol list recipes`.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. tau=0.99, optimizer=lars, view.flip=0."),
+]
+ImageSize = Annotated[int | None, typer.Option(min=8, help="Size of the views, px.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory to write into.")] = Path("byol-demo"),
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps, for a quick look.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """BYOL on 4,000 real digits without their labels, in minutes, and by how much it beats doing nothing."""
+    _must_be_free(out)
+    from byol.console import Terminal, evaluation_table, stdout
+    from byol.demo import demo as run_demo
+
+    with Terminal() as terminal:
+        found = run_demo(out, terminal, seed=seed, steps=steps)
+    if as_json:
+        _print_json(found)
+        return
+    stdout.print(evaluation_table(found))
+    stdout.print(
+        f"The network saw no label while it trained. Pictures: {out}/views.png (what it saw), {out}/training.png, "
+        f"{out}/results.png. The backbone: {out}/backbone.safetensors."
+    )
+
+
+@app.command()
+def pretrain(
+    data: Data,
+    out: Out,
+    method: Method = "byol",
+    backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How long to train, in passes over the images.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How long to train, in optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images in one forward pass.")] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes in one step.")] = 1,
+    image_size: ImageSize = None,
+    base_lr: Annotated[float | None, typer.Option(help="Learning rate for 256 images a step.")] = None,
+    seed: Seed = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the networks' arithmetic.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
+    recipe: Recipe = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="RUN|FILE|timm:TAG", help="Weights the encoder starts from.")
+    ] = None,
+    hold_out: Annotated[float, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none.")] = 0.05,
+    stop_on_collapse: Annotated[bool, typer.Option("--stop-on-collapse", help="Stop when the embedding collapses.")] = False,
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a backbone on images without labels. Only DATA and --out are needed; the rest follows from the data."""
+    _known("method", method, names.METHODS)
+    if backbone is not None:
+        _known("backbone", backbone, names.backbones())
+    if recipe is not None:
+        _known("recipe", recipe, names.RECIPES)
+    _must_exist(data)
+    if resume and not (out / "run.json").is_file():
+        _fail(f"{out} holds no run.json to resume from; leave out --resume to start a run there")
+    if not resume:
+        _must_be_free(out)
+    from byol.console import Terminal, stderr
+    from byol.pipeline import facts_for_json
+    from byol.pipeline import pretrain as run_pretrain
+
+    options = _options(
+        method,
+        recipe,
+        settings,
+        backbone=backbone,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=None if accumulate == 1 else accumulate,
+        image_size=image_size,
+        base_lr=base_lr,
+        seed=seed,
+        workers=workers,
+        precision=None if precision is None else precision.value,
+        device=None if device is None else device.value,
+        init=init,
+        hold_out=None if recipe and hold_out == 0.05 else hold_out,
+        stop_on_collapse=stop_on_collapse,
+    )
+    with Terminal() as terminal:
+        run = run_pretrain(data, out, options, resume=resume, observer=terminal)
+    if as_json:
+        _print_json(facts_for_json(run, out))
+    else:
+        stderr.print(f"The backbone is {out}/backbone.safetensors; `byol evaluate {out} LABELLED` says how good it is.")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    data: Data,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="knn, linear or fewshot; may be repeated. All by default.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Data to test on; else the test part of DATA, or a fifth.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's backbone on labelled images, beside raw pixels and the untrained network."""
+    for name in protocol or ():
+        _known("protocol", name, names.PROTOCOLS)
+    if not (run / "backbone.json").is_file():
+        _fail(f"{run} holds no backbone.json; is it the --out of a finished pretrain?")
+    for place in (data, test):
+        if place is not None:
+            _must_exist(place)
+    from byol import pictures
+    from byol.console import Terminal, evaluation_table, stdout
+    from byol.demo import evaluate_run
+
+    with Terminal() as terminal:
+        found = evaluate_run(
+            run, data, test=test, protocols=tuple(protocol or names.PROTOCOLS), seed=seed, observer=terminal
+        )
+    pictures.results_chart(pictures.result_rows(found), run / "results.png", title=f"{run.name} on {data}")
+    if as_json:
+        _print_json(found)
+    else:
+        stdout.print(evaluation_table(found))
+        stdout.print(f"Written to {run}/evaluation.json; picture: {run}/results.png.")
+
+
+@app.command()
+def views(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("views.png"),
+    method: Method = "byol",
+    recipe: Recipe = None,
+    image_size: ImageSize = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    images: Annotated[int, typer.Option(min=1, max=32, help="How many images.")] = 8,
+) -> None:
+    """Draw what the network will see: images and pairs of their views."""
+    _known("method", method, names.METHODS)
+    if recipe is not None:
+        _known("recipe", recipe, names.RECIPES)
+    _must_exist(data)
+    from byol.console import stderr
+    from byol.pipeline import views_sheet
+
+    options = _options(method, recipe, settings, image_size=image_size, seed=seed)
+    stderr.print(f"Written to {views_sheet(data, out, options, num_images=images)}.")
+
+
+@app.command("list")
+def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """The names that --method, --backbone and --recipe take."""
+    if kind is Kind.recipes:
+        from byol.experiments import RECIPES
+
+        for name, recipe in RECIPES.items():
+            first, _, _ = (recipe.__doc__ or "").partition("\n\n")
+            typer.echo(f"{name}: {' '.join(first.split())}")
+    else:
+        for name in names.METHODS if kind is Kind.methods else names.backbones():
+            typer.echo(name)
+
+
+def _options(method: str, recipe: str | None, settings: list[str] | None, **given: Any) -> Any:
+    """The recipe's options, with what was given on the command line in place of its own."""
+    from dataclasses import replace
+
+    from byol.experiments import RECIPES
+    from byol.plan import Options
+
+    options = RECIPES[recipe]() if recipe else Options(method=method)
+    options = replace(options, **{name: value for name, value in given.items() if value is not None})
+    if given.get("steps") is not None:
+        options = replace(options, epochs=None)
+    return options.with_settings(settings or ()).checked()
+
+
+def _known(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        _fail(names.unknown(kind, name, known))
+
+
+def _must_exist(data: str) -> None:
+    if data != "digits" and not Path(data).exists():
+        from byol.data.sources import open_source
+
+        open_source(data)  # says what is wrong with it, and the nearest name
+
+
+def _must_be_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        _fail(f"{out} exists already; choose another --out" + (" or add --resume" if (out / "run.json").is_file() else ""))
+
+
+def _fail(line: str) -> None:
+    raise typer.BadParameter(line)
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    print(json.dumps(found))
+
+
+def main() -> None:
+    """Run the command line; what a person can set right is one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except _UsageError as error:
+        _exit(_one_line(error))
+    except (ValueError, FileNotFoundError) as error:
+        if not _for_people(error):
+            raise
+        _exit(str(error))
+    except RuntimeError as error:
+        from byol.train import TrainingStopped
+
+        if not isinstance(error, TrainingStopped):
+            raise
+        print(f"byol: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+_UsageError: Any = typer.BadParameter.__base__  # Typer carries a Click of its own in some versions
+
+
+def _one_line(error: Any) -> str:
+    """An option error's own text, without Click's "Invalid value" where the text is this module's."""
+    where = f"`byol {error.ctx.info_name} --help` lists the options" if error.ctx is not None else ""
+    text = error.message if type(error) is typer.BadParameter and error.param is None else error.format_message()
+    return f"{text.rstrip('.')}; {where}" if where else text
+
+
+def _for_people(error: Exception) -> bool:
+    """Whether the error was raised by this package, whose messages are written for people."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("byol.")
+
+
+def _exit(line: str) -> None:
+    print(f"byol: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(2)
