@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -131,6 +132,7 @@ class Training:
     def __init__(self, run: Run, source: Source, pixels: Tensor | None, directory: Path) -> None:
         self.run = run
         self.directory = directory
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the plan says the precision already
         self.fabric = Fabric(
             accelerator=run.device, devices=1, precision=_FABRIC_PRECISION[run.precision]  # type: ignore[arg-type]
         )
@@ -152,7 +154,7 @@ class Training:
     def _loader(
         self, part: Source, whole: Source, pixels: Tensor | None, batch_size: int, workers: int
     ) -> Loader:
-        rows = torch.from_numpy(whole.ids).searchsorted(torch.from_numpy(part.ids))
+        rows = torch.searchsorted(torch.from_numpy(whole.ids), torch.from_numpy(part.ids))
         return Loader(
             part,
             tuple(View(**fields) for fields in self.run.views),

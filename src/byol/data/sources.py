@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -324,13 +325,14 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 def _from_array_file(name: str, path: Path, part: Part, channels: int | None) -> Source:
     """.npy: one array of images; .npz: `images` (or x), `labels` (y), `test_images` and `test_labels`."""
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"images": loaded}
-        else:
-            with loaded:
-                arrays = {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                arrays = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+            else:  # from a stream of ours: np.load leaks the file it opens when the zip turns out broken
+                stream.seek(0)
+                with np.load(stream, allow_pickle=False) as loaded:
+                    arrays = {key: loaded[key] for key in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{_shown(name)} is not a readable .npy or .npz file of plain arrays; save it again"
         ) from error

@@ -154,7 +154,7 @@ def logistic_path(
         # is |w|^2 / 2.
         solver.C = (2 if len(classes) == 2 else 1) / (penalty * len(y))
         converged = _fit(solver, x, y)
-        weight, bias = solver.coef_.copy(), solver.intercept_.copy()
+        weight, bias = solver.coef_, solver.intercept_
         if len(classes) == 2:
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         path[penalty] = LinearClassifier(classes, weight, bias, mean, std, converged)
