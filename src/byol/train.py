@@ -7,7 +7,9 @@ in the open, and to resume is to start it at another number.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import json
 import logging
 import math
@@ -22,6 +24,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from byol import checkpoint, rng
+from byol.convolution import use_matrix_products
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.sources import Source
 from byol.encoder import Encoder, EncoderSpec, initialize
@@ -78,7 +81,10 @@ def build(run: Run, *, num_classes: int = 0) -> Networks:
             encoder = start_from(encoder, run.init)
         method = get(run.method)(encoder, **run.method_args)
         classifier = OnlineClassifier(encoder.dim, num_classes) if num_classes else None
-    return Networks(method, classifier).to(memory_format=torch.channels_last)
+    networks = Networks(method, classifier).to(memory_format=torch.channels_last)
+    if run.device == "cpu" and run.precision == "bf16":
+        use_matrix_products(networks)
+    return networks
 
 
 def make_optimizer(run: Run, networks: nn.Module) -> torch.optim.Optimizer:
@@ -126,12 +132,22 @@ def train_step(
     }
 
 
+def keep_memory() -> None:
+    """Ask glibc to reuse large freed blocks rather than return them: a step else faults in thousands of pages anew."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
 class Training:
     """One run over one source, from the first step or from the last checkpoint in its directory."""
 
     def __init__(self, run: Run, source: Source, pixels: Tensor | None, directory: Path) -> None:
         self.run = run
         self.directory = directory
+        if run.device == "cpu":
+            keep_memory()
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the plan says the precision already
         self.fabric = Fabric(
             accelerator=run.device, devices=1, precision=_FABRIC_PRECISION[run.precision]  # type: ignore[arg-type]

@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all their own set-up, in .venv; `make setup` does that part alone.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: setup demo test test-long lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       BYOL on real digits, and by how much it beats doing nothing (minutes)"
+	@echo "make test       the tests (minutes)"
+	@echo "make test-long  the longer checks as well"
+	@echo "make lint       format, lint, types and layers"
+	@echo "make setup      the environment alone"
+
+setup: $(STAMP)
+
+# uv installs the pinned versions in seconds; where it cannot (an index that only pip knows), pip does it in minutes.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "byol needs Python 3.11 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing pinned versions into .venv (about 6 GB, most of it PyTorch) ..."
+	@$(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)" && \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' || \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/byol demo $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	@$(BIN)/python -m pytest -m 'not gpu'
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,66 @@
+"""The one-file BYOL against the package: the same weights and views give the same steps."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from byol.data.loader import Batch
+from byol.methods.byol import BYOL
+from byol.train import Networks, make_optimizer, train_step
+
+EXAMPLE = Path(__file__).parents[1] / "examples/minimal_byol.py"
+
+
+def load_example():
+    spec = importlib.util.spec_from_file_location("minimal_byol", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Tiny(nn.Sequential):
+    dim = 6
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 3, stride=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_the_example_is_short_and_needs_torch_and_torchvision_only():
+    lines = EXAMPLE.read_text().splitlines()
+    assert len(lines) < 150
+    imports = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+    assert imports <= {"copy", "math", "sys", "pathlib", "torch", "torchvision"}
+
+
+def test_the_example_takes_the_package_s_steps(make_run):
+    example = load_example()
+    torch.manual_seed(0)
+    theirs = example.BYOL(Tiny(), 6, hidden=16, out=8, tau=0.9).double().train()
+    ours = BYOL(Tiny(), hidden=16, out=8, tau=0.9)
+    networks = Networks(ours, None).double().train()
+    for part in ("encoder", "projector", "predictor"):
+        getattr(ours, part).load_state_dict(getattr(theirs, part).state_dict())
+    ours.target.module.load_state_dict(theirs.target.state_dict())
+
+    run = make_run(batch_size=8, total_steps=6, warmup_steps=2, base_lr=0.9, weight_decay=0.05)
+    optimizer = make_optimizer(run, networks)
+    their_optimizer = example.LARS([p for p in theirs.parameters() if p.requires_grad], 0.0, 0.05)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        v, v_prime = (torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+        batch = Batch(torch.arange(8), torch.full((8,), -1), (v, v_prime))
+        found = train_step(run, step, networks, ours, optimizer, [batch], torch.Tensor.backward)
+        their_optimizer.param_groups[0]["lr"] = example.learning_rate(step, 6, 2, run.peak_lr)
+        loss = theirs(v, v_prime)
+        their_optimizer.zero_grad()
+        loss.backward()
+        their_optimizer.step()
+        theirs.follow(step / 6)
+        assert abs(found["loss"].item() - loss.item()) < 1e-12, step
+    for a, b in zip(ours.target.parameters(), theirs.target.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    for part in ("encoder", "projector", "predictor"):
+        for a, b in zip(getattr(ours, part).parameters(), getattr(theirs, part).parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-12)

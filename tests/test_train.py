@@ -1,0 +1,326 @@
+"""The training loop: what a step does, what a run writes, and that stopping changes nothing."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import byol
+from byol import checkpoint, online
+from byol.data.loader import Batch, Loader, Normalization, load_pixels
+from byol.data.sources import open_source
+from byol.methods import Out
+from byol.methods.byol import BYOL
+from byol.online import HoldOut, OnlineClassifier
+from byol.pipeline import Silent, pretrain
+from byol.plan import Options
+from byol.train import Networks, Training, TrainingStopped, make_optimizer, train_step
+from byol.views.recipes import View
+
+TINY = Options(
+    backbone="resnet18",
+    backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    image_size=12,
+    batch_size=16,
+    steps=12,
+    precision="32",
+    method_args={"hidden": 16, "out": 8},
+    optimizer="lars",
+    base_lr=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """240 small images in two classes that differ, as an .npz."""
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    generator = np.random.default_rng(0)
+    labels = np.arange(240) % 2
+    pixels = generator.integers(0, 200, (240, 12, 12, 3)) + labels[:, None, None, None] * np.array([50, 0, 0])
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    seen = []
+    observer = SimpleNamespace(
+        say=lambda line: None, loading=lambda d, t: None, planned=lambda run, lines: None, progress=seen.append
+    )
+    run = pretrain(images, out, TINY, observer=observer)
+    return SimpleNamespace(out=out, run=run, seen=seen)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_the_files_it_promises(finished):
+    names = {p.name for p in finished.out.iterdir()}
+    assert {"run.json", "plan.txt", "metrics.jsonl", "skipped.jsonl", "backbone.safetensors", "backbone.json"} <= names
+    assert {"checkpoints", "tensorboard"} <= names
+    assert byol.run.Run.read(finished.out / "run.json") == finished.run
+    metrics = lines(finished.out / "metrics.jsonl")
+    steps = [m for m in metrics if "loss" in m]
+    assert [m["step"] for m in steps] == [10, 12]
+    assert all(0 < m["loss"] < 8 and m["images_per_second"] > 0 for m in steps)
+    looks = [m for m in metrics if "held_out/std" in m]
+    assert looks[0]["step"] == 0
+    assert looks[-1]["step"] == 12
+    assert all(0 <= m["held_out/knn"] <= 1 for m in looks)
+    assert sum(p.probe is not None for p in finished.seen) == len(looks)
+
+
+def test_the_learning_rate_and_tau_written_are_those_of_the_step(finished):
+    run = finished.run
+    last = next(m for m in lines(finished.out / "metrics.jsonl") if m["step"] == 12 and "lr" in m)
+    from byol.schedules import target_decay, warmup_cosine
+
+    expected = run.peak_lr * warmup_cosine(11, warmup_steps=run.warmup_steps, total_steps=12)
+    assert last["lr"] == pytest.approx(expected)
+    assert last["tau"] == pytest.approx(target_decay(11 / 12, run.method_args["tau"]))
+
+
+def test_a_stopped_run_resumes_to_the_same_bytes(images, finished, tmp_path):
+    out = tmp_path / "run"
+
+    class Stop(Silent):
+        def progress(self, progress):
+            if progress.step == 10 and progress.metrics:
+                raise KeyboardInterrupt
+
+    with pytest.raises(TrainingStopped, match="--resume"):
+        pretrain(images, out, TINY, observer=Stop())
+    assert not (out / "backbone.safetensors").exists()
+    assert checkpoint.latest(out / "checkpoints").stem == "step-000000009"
+    pretrain(images, out, resume=True)
+    assert (out / "backbone.safetensors").read_bytes() == (finished.out / "backbone.safetensors").read_bytes()
+    strip = lambda path: [(m["step"], m.get("loss"), m.get("held_out/std")) for m in lines(path / "metrics.jsonl")]  # noqa: E731
+    assert [m for m in strip(out) if m[0] != 10] == [m for m in strip(finished.out) if m[0] != 10]
+    assert len(strip(out)) == len(strip(finished.out))
+
+
+def test_nothing_random_is_drawn_from_global_state(images, tmp_path):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    pretrain(images, tmp_path / "run", replace(TINY, steps=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_resuming_on_changed_data_or_nothing_is_refused(images, tmp_path):
+    with pytest.raises(ValueError, match=r"no run\.json"):
+        pretrain(images, tmp_path / "none", resume=True)
+    own = tmp_path / "own.npz"
+    with np.load(images) as file:
+        np.savez(own, images=file["images"], labels=file["labels"])
+        pretrain(str(own), tmp_path / "run", replace(TINY, steps=2))
+        np.savez(own, images=file["images"][::-1], labels=file["labels"])
+    with pytest.raises(ValueError, match="has changed"):
+        pretrain(str(own), tmp_path / "run", resume=True)
+
+
+def test_an_existing_directory_is_left_alone(images, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists already"):
+        pretrain(images, tmp_path, TINY)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_the_backbone_loads_in_timm_without_this_package(finished, tmp_path):
+    """The README's snippet, in a process that cannot import `byol`."""
+    readme = (finished.out.parents[0] / "snippet.py")
+    from pathlib import Path
+
+    text = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    snippet = text.split("<!-- snippet: timm -->")[1].split("```python")[1].split("```")[0]
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 12, 12)
+    torch.save(x, tmp_path / "x.pt")
+    readme.write_text(
+        "import sys\nsys.modules['byol'] = None\n"
+        + snippet.replace('"RUN"', repr(str(finished.out)))
+        + f"\nx = torch.load({str(tmp_path / 'x.pt')!r})\n"
+        + f"torch.save(model(x).detach(), {str(tmp_path / 'y.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, str(readme)], check=True, cwd=tmp_path, capture_output=True)
+    with torch.no_grad():
+        expected = byol.load(finished.out)(x)
+    assert torch.allclose(torch.load(tmp_path / "y.pt"), expected, atol=1e-6)
+    assert expected.std() > 0
+
+
+def test_the_exported_weights_are_the_online_encoder_s(images, finished):
+    weights = load_file(finished.out / "backbone.safetensors")
+    last = load_file(checkpoint.latest(finished.out / "checkpoints"))
+    assert set(weights) == {k.split("encoder.model.", 1)[1] for k in last if k.startswith("module.method.encoder.")}
+    for name, value in weights.items():
+        assert torch.equal(value, last[f"module.method.encoder.model.{name}"]), name
+    assert any(v.abs().sum() > 0 for k, v in weights.items() if "running_mean" in k)
+
+
+def test_starting_from_weights_takes_them_for_online_and_target(images, finished, tmp_path):
+    for init in (finished.out, finished.out / "backbone.safetensors"):
+        source, pixels, _ = load_pixels(open_source(images))
+        from byol.plan import plan
+
+        run = plan(replace(TINY, init=str(init)), source, pixels)
+        assert run.method_args["target_init"] == "copy"
+        training = Training(run, source, pixels, tmp_path)
+        given = load_file(finished.out / "backbone.safetensors")
+        for name, value in given.items():
+            assert torch.equal(training.method.encoder.model.state_dict()[name], value)
+            assert torch.equal(training.method.target.module[0].model.state_dict()[name], value)
+    scratch = plan(TINY, source, pixels)
+    assert scratch.method_args["target_init"] == "independent"
+    other = replace(TINY, init=str(finished.out), backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 32]})
+    with pytest.raises(ValueError, match="does not fit"):
+        pretrain(images, tmp_path / "run", other)
+    assert not (tmp_path / "run").exists()
+
+
+class Encoder(nn.Sequential):
+    dim = 6
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def small_networks(num_classes=3):
+    torch.manual_seed(0)
+    return Networks(BYOL(Encoder(), hidden=8, out=4, tau=0.5), OnlineClassifier(6, num_classes)).double().train()
+
+
+def random_batch(seed, size=8):
+    generator = torch.Generator().manual_seed(seed)
+    views = tuple(torch.randn(size, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    return Batch(torch.arange(size), torch.randint(-1, 3, (size,), generator=generator), views)
+
+
+def test_the_target_moves_once_a_step_however_many_micro_batches(make_run):
+    networks = small_networks()
+    run = make_run(batch_size=8, accumulate=3, total_steps=10, warmup_steps=0)
+    calls = []
+    follow = networks.method.target.follow
+    networks.method.target.follow = lambda module, decay: (calls.append(decay), follow(module, decay))
+    seen = []
+    after = networks.method.after_step
+    networks.method.after_step = lambda progress, outs: (seen.append((progress, len(outs))), after(progress, outs))
+    optimizer = make_optimizer(run, networks)
+    for step in range(2):
+        train_step(run, step, networks, networks.method, optimizer, [random_batch(i) for i in range(3)], torch.Tensor.backward)
+    assert len(calls) == 2
+    assert seen == [(0.0, 3), (0.1, 3)]
+    assert calls[0] == 0.5
+
+
+def test_accumulated_gradients_are_the_mean_over_micro_batches(make_run):
+    gradients = []
+    for batches in ([random_batch(1), random_batch(2)], [random_batch(1)], [random_batch(2)]):
+        networks = small_networks()
+        run = make_run(batch_size=8, accumulate=len(batches), total_steps=10)
+        optimizer = make_optimizer(run, networks)
+        found = {}
+        optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in networks.named_parameters() if p.grad is not None})  # noqa: B023
+        train_step(run, 0, networks, networks.method, optimizer, batches, torch.Tensor.backward)
+        gradients.append(found)
+    both, first, second = gradients
+    for name in both:
+        assert torch.allclose(both[name], (first[name] + second[name]) / 2, atol=1e-12), name
+
+
+def test_the_classifier_never_changes_the_encoder(make_run):
+    with_labels, without = small_networks(), small_networks()
+    without.classifier = None
+    for networks in (with_labels, without):
+        run = make_run(batch_size=8, total_steps=10, warmup_steps=0)
+        optimizer = make_optimizer(run, networks)
+        for step in range(3):
+            train_step(run, step, networks, networks.method, optimizer, [random_batch(step)], torch.Tensor.backward)
+    for a, b in zip(with_labels.method.parameters(), without.method.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_classifier_s_loss_is_over_labelled_images():
+    classifier = OnlineClassifier(4, 3).double()
+    features = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, -1, 2, -1, 1])
+    known = labels >= 0
+    expected = nn.functional.cross_entropy(classifier.linear(features[known]), labels[known])
+    assert torch.allclose(classifier(features, labels), expected)
+    assert classifier(features, torch.full((5,), -1)).item() == 0.0
+    classifier(features, labels).backward()
+    assert features.grad is None
+
+
+def test_dropout_is_seeded_by_the_step(images, tmp_path):
+    options = replace(TINY, steps=3, backbone_args={**TINY.backbone_args, "drop_path_rate": 0.5})
+    outs = [tmp_path / name for name in ("a", "b")]
+    for out in outs:
+        torch.manual_seed(hash(out.name) % 1000)
+        pretrain(images, out, options)
+    first, second = ((out / "backbone.safetensors").read_bytes() for out in outs)
+    assert first == second
+
+
+class Collapsing(BYOL):
+    """A method made to collapse: its target follows at once and its predictor is the identity."""
+
+    def __init__(self, encoder, **arguments):
+        super().__init__(encoder, **arguments)
+        self.predictor = nn.Identity()
+
+    def forward(self, v, v_prime):
+        y, y_prime = self.encoder(v), self.encoder(v_prime)
+        z, z_prime = self.projector(y), self.projector(y_prime)
+        spread = (z - z.detach().mean(0)).square().mean() + (z_prime - z_prime.detach().mean(0)).square().mean()
+        return Out(spread + (z - z_prime).square().mean(), y, z)
+
+
+def test_collapse_is_called_out_and_stops_the_run(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("byol.train.get", lambda name: Collapsing)
+    options = replace(TINY, steps=200, optimizer="sgd", base_lr=2.0, weight_decay=0.0, stop_on_collapse=True)
+    with pytest.raises(TrainingStopped, match="collapsed"):
+        pretrain(images, tmp_path / "run", options)
+    looks = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "held_out/verdict" in m]
+    assert looks[-1]["held_out/verdict"] == "collapsed"
+    assert looks[-1]["step"] <= 100
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints") is not None
+    assert online.ADVICE
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_byol_itself_is_not_called_collapsed(images, tmp_path, seed):
+    source = "digits"
+    options = replace(TINY, image_size=14, batch_size=64, steps=60, optimizer="sgd", base_lr=0.2, seed=seed,
+                      stop_on_collapse=True, method_args={"hidden": 64, "out": 32, "tau": 0.9},
+                      views=(View(crop_area=(0.4, 1), flip=0, blur=0),) * 2)  # fmt: skip
+    pretrain(source, tmp_path / "run", options)
+    looks = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "held_out/verdict" in m]
+    assert looks[-1]["held_out/verdict"] == "healthy"
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(images, tmp_path):
+    with pytest.raises(TrainingStopped, match="loss is"):
+        pretrain(images, tmp_path / "run", replace(TINY, optimizer="sgd", base_lr=1e30, method_args={"hidden": 16, "out": 8}))
+    assert not (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_held_out_images_are_looked_at_in_evaluation_mode(images):
+    source, pixels, _ = load_pixels(open_source(images))
+    loader = Loader(source, (View(), View()), pixels=pixels, size=12, batch_size=16,
+                    normalization=Normalization((0.5,) * 3, (0.25,) * 3), seed=0)  # fmt: skip
+    method = BYOL(Encoder(), hidden=8, out=4).train()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    probe = HoldOut(loader, loader).look(method, step=3)
+    assert method.training
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+    assert probe.step == 3
+    assert probe.knn is not None
