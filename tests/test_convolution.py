@@ -8,7 +8,9 @@ from torch import nn
 from byol.convolution import MatrixConv2d, _MatrixConvolution, use_matrix_products
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (5, 1, 2), (3, 1, 0)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (5, 1, 2), (3, 1, 0)]
+)
 @pytest.mark.parametrize("size", [(4, 4), (7, 6)])
 def test_values_and_gradients(kernel, stride, padding, size):
     generator = torch.Generator().manual_seed(0)
@@ -19,7 +21,9 @@ def test_values_and_gradients(kernel, stride, padding, size):
     assert torch.allclose(found, expected, atol=1e-12)
     gradient = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for a, b in zip(
-        torch.autograd.grad(found, (x, weight), gradient), torch.autograd.grad(expected, (x, weight), gradient), strict=True
+        torch.autograd.grad(found, (x, weight), gradient),
+        torch.autograd.grad(expected, (x, weight), gradient),
+        strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-12)
 

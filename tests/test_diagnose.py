@@ -53,9 +53,7 @@ def test_uniformity_by_hand():
 def test_uniformity_equals_a_naive_loop():
     z = sphere(15, 4).double()
     rows = [row / row.norm() for row in z]
-    pairs = [
-        math.exp(-2 * float((rows[i] - rows[j]).square().sum())) for i in range(15) for j in range(i + 1, 15)
-    ]
+    pairs = [math.exp(-2 * float((rows[i] - rows[j]).square().sum())) for i in range(15) for j in range(i + 1, 15)]
     assert uniformity(z) == pytest.approx(math.log(sum(pairs) / len(pairs)))
 
 

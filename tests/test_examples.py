@@ -24,7 +24,13 @@ class Tiny(nn.Sequential):
     dim = 6
 
     def __init__(self):
-        super().__init__(nn.Conv2d(3, 6, 3, stride=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(
+            nn.Conv2d(3, 6, 3, stride=2, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
 
 
 def test_the_example_is_short_and_needs_torch_and_torchvision_only():

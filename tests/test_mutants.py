@@ -4,25 +4,24 @@ Every check here is the body of a test of the same name elsewhere in this folder
 under each of its mutants. docs/fidelity.md shows the table.
 """
 
-
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from methods import test_parity as parity
-from torch import nn
-
 import test_encoder
 import test_losses
 import test_optim
 import test_schedules
 import test_target
+import torch
+import torch.nn.functional as F
+from methods import test_parity as parity
+from torch import nn
+from views import test_ops, test_recipes
+
 from byol import losses, optim, schedules, target, train
-from byol.methods import byol as byol_module
 from byol.methods import Out
+from byol.methods import byol as byol_module
 from byol.methods.byol import BYOL
 from byol.views import ops, recipes
-from views import test_ops, test_recipes
 
 
 def check_parity(make_run):

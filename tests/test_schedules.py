@@ -53,7 +53,9 @@ def test_golden_decay(base, values):
 
 
 def test_golden_learning_rate():
-    found = [3.2 * warmup_cosine(k, warmup_steps=100, total_steps=1000) for k in (0, 1, 50, 99, 100, 101, 550, 999, 1000)]
+    found = [
+        3.2 * warmup_cosine(k, warmup_steps=100, total_steps=1000) for k in (0, 1, 50, 99, 100, 101, 550, 999, 1000)
+    ]
     assert found == pytest.approx([0, 0.032, 1.6, 3.168, 3.2, 3.19999025, 1.6, 9.75e-6, 0], abs=1e-8)
 
 

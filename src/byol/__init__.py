@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from byol.export import load
-    from byol.plan import Options
     from byol.pipeline import pretrain
+    from byol.plan import Options
 
 __all__ = ["Options", "load", "pretrain"]
 

@@ -60,7 +60,10 @@ def load(path: Path, module: nn.Module, optimizer: Optimizer) -> int:
     prefix = "module."
     module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     state: dict[int, dict[str, Any]] = {}
-    entries = {**{k: v for k, v in tensors.items() if not k.startswith(prefix)}, **json.loads(metadata["scalars"])}
+    entries = {
+        **{k: v for k, v in tensors.items() if not k.startswith(prefix)},
+        **json.loads(metadata["scalars"]),
+    }
     for key, value in entries.items():
         _, index, name = key.split(".", 2)
         state.setdefault(int(index), {})[name] = value

@@ -40,7 +40,8 @@ class Kind(StrEnum):
 
 
 Data = Annotated[
-    str, typer.Argument(help="A folder of images, a .parquet, .npy or .npz file, or `digits`.", show_default=False)
+    str,
+    typer.Argument(help="A folder of images, a .parquet, .npy or .npz file, or `digits`.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
@@ -98,8 +99,12 @@ def pretrain(
     init: Annotated[
         str | None, typer.Option(metavar="RUN|FILE|timm:TAG", help="Weights the encoder starts from.")
     ] = None,
-    hold_out: Annotated[float, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none.")] = 0.05,
-    stop_on_collapse: Annotated[bool, typer.Option("--stop-on-collapse", help="Stop when the embedding collapses.")] = False,
+    hold_out: Annotated[
+        float, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none.")
+    ] = 0.05,
+    stop_on_collapse: Annotated[
+        bool, typer.Option("--stop-on-collapse", help="Stop when the embedding collapses.")
+    ] = False,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     as_json: AsJson = False,
@@ -227,8 +232,11 @@ def _options(method: str, recipe: str | None, settings: list[str] | None, **give
 
     options = RECIPES[recipe]() if recipe else Options(method=method)
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
-    if given.get("steps") is not None:
+    # How long to train, said here, replaces how long the recipe says.
+    if given.get("steps") is not None and given.get("epochs") is None:
         options = replace(options, epochs=None)
+    if given.get("epochs") is not None and given.get("steps") is None:
+        options = replace(options, steps=None)
     return options.with_settings(settings or ()).checked()
 
 
@@ -246,7 +254,9 @@ def _must_exist(data: str) -> None:
 
 def _must_be_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        _fail(f"{out} exists already; choose another --out" + (" or add --resume" if (out / "run.json").is_file() else ""))
+        _fail(
+            f"{out} exists already; choose another --out" + (" or add --resume" if (out / "run.json").is_file() else "")
+        )
 
 
 def _fail(line: str) -> None:

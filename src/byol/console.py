@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from byol.online import ADVICE
@@ -15,7 +22,11 @@ from byol.train import Progress as Step
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
-_WORDS = {"healthy": "[green]healthy[/]", "narrow": "[yellow]narrow[/]", "collapsed": "[bold red]collapsed[/]"}
+_WORDS = {
+    "healthy": "[green]healthy[/]",
+    "narrow": "[yellow]narrow[/]",
+    "collapsed": "[bold red]collapsed[/]",
+}
 
 
 class Terminal:

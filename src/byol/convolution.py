@@ -18,9 +18,7 @@ def patches(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     b, h, w, c = images.shape
     rows, columns = (h - kernel) // stride + 1, (w - kernel) // stride + 1
     sb, sh, sw, sc = images.stride()
-    windows = images.as_strided(
-        (b, rows, columns, kernel, kernel, c), (sb, sh * stride, sw * stride, sh, sw, sc)
-    )
+    windows = images.as_strided((b, rows, columns, kernel, kernel, c), (sb, sh * stride, sw * stride, sh, sw, sc))
     return windows.reshape(b * rows * columns, kernel * kernel * c)
 
 

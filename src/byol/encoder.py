@@ -73,7 +73,7 @@ def use_small_stem(model: nn.Module, channels: int) -> None:
     if first is None or not hasattr(model, "maxpool"):
         raise ValueError(f"{type(model).__name__} has no ResNet stem to replace; use stem='original'")
     if isinstance(first, nn.Sequential):  # deep stems: three 3x3 convolutions, the first with stride 2
-        first[0].stride = (1, 1)
+        first[0].stride = (1, 1)  # type: ignore[assignment]
     else:
         model.conv1 = nn.Conv2d(channels, first.out_channels, 3, stride=1, padding=1, bias=False)
     model.maxpool = nn.Identity()

@@ -36,8 +36,10 @@ class OnlineClassifier(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over the labelled images; 0 where there is none. features: [B, D]. labels: [B] int64,
         -1 for unknown."""
-        logits = self.linear(features.detach()).float() if features.dtype != torch.float64 else self.linear(
-            features.detach()
+        logits = (
+            self.linear(features.detach()).float()
+            if features.dtype != torch.float64
+            else self.linear(features.detach())
         )
         total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         return total / (labels >= 0).sum().clamp_min(1)
@@ -76,10 +78,7 @@ class HoldOut:
         method.eval()
         try:
             pairs = [
-                tuple(
-                    method.embed(v.contiguous(memory_format=torch.channels_last)).float()
-                    for v in batch.views[:2]
-                )
+                tuple(method.embed(v.contiguous(memory_format=torch.channels_last)).float() for v in batch.views[:2])
                 for batch in self._views(self._held, self._rows)
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
@@ -105,5 +104,8 @@ class HoldOut:
         labels = self._held.labels
         bank = self._features(method, self._bank, self._bank_rows[bank_labels >= 0])
         queries = self._features(method, self._held, self._rows[labels >= 0])
-        bank_labels, labels = bank_labels[bank_labels >= 0].to(bank.device), labels[labels >= 0].to(bank.device)
+        bank_labels, labels = (
+            bank_labels[bank_labels >= 0].to(bank.device),
+            labels[labels >= 0].to(bank.device),
+        )
         return float((weighted_knn(bank, bank_labels, queries, k=20) == labels).float().mean())

@@ -53,7 +53,7 @@ class LARS(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,9 +62,7 @@ class LARS(Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            updates = torch._foreach_add(
-                [p.grad for p in weights], weights, alpha=group["weight_decay"]
-            )
+            updates = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
             if group["adapt"]:
                 weight_norms = torch.stack(torch._foreach_norm(weights))
                 update_norms = torch.stack(torch._foreach_norm(updates))

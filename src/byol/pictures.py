@@ -38,7 +38,13 @@ def views_grid(originals: list[np.ndarray], views: list[Tensor], path: Path, *, 
             image = originals[r] if c == 0 else views[c - 1][r].permute(1, 2, 0).clamp(0, 1).numpy()
             axis = axes[r][c]
             shown = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
-            axis.imshow(shown, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1, interpolation="nearest")
+            axis.imshow(
+                shown,
+                cmap="gray",
+                vmin=0,
+                vmax=255 if image.dtype == np.uint8 else 1,
+                interpolation="nearest",
+            )
             axis.set_xticks([])
             axis.set_yticks([])
             for spine in axis.spines.values():

@@ -105,7 +105,10 @@ def summary(run: Run, source: Source, training: Training) -> list[tuple[str, str
     structure = ", ".join(f"{k}={v}" for k, v in run.backbone_args.items())
     stem = "3x3 stem without max-pool (small images)" if run.stem == "3x3" else "its own stem"
     lines = [
-        ("data", f"{source.name}: {len(source):,} images of {source.height} x {source.width} px{skipped}{held}"),
+        (
+            "data",
+            f"{source.name}: {len(source):,} images of {source.height} x {source.width} px{skipped}{held}",
+        ),
         ("method", f"{run.method} ({', '.join(f'{k}={v}' for k, v in run.method_args.items())})"),
         ("backbone", f"{run.backbone}{f' ({structure})' if structure else ''}, {stem}"),
         ("parameters", f"{training.parameters():,} trained"),
@@ -121,7 +124,12 @@ def summary(run: Run, source: Source, training: Training) -> list[tuple[str, str
         ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),
     ]
     if run.channels != 3:
-        lines.append(("note", "the images are not RGB: hue, saturation and grayscale changes are left out of the views"))
+        lines.append(
+            (
+                "note",
+                "the images are not RGB: hue, saturation and grayscale changes are left out of the views",
+            )
+        )
     return lines
 
 
@@ -135,7 +143,7 @@ def duration(seconds: float) -> str:
 
 def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
     """What `pretrain --json` prints."""
-    last = {}
+    last: dict[str, Any] = {}
     for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines():
         last |= json.loads(line)
     return {
@@ -160,9 +168,7 @@ def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8,
         seed=run.seed,
     )
     rows = pictures.sample_rows(num_images, len(source))
-    views = [
-        view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views
-    ]
+    views = [view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views]
     originals = [source.read(int(source.ids[row])) for row in rows]
     name = f"{source.name}: what {run.method} sees at {run.image_size} px in {epochs} epochs"
     pictures.views_grid(originals, views, path, title=name)

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from byol.data.loader import data_statistics, split_hold_out, views_for
+from byol.data.loader import Normalization, data_statistics, split_hold_out, views_for
 from byol.data.sources import Source
 from byol.encoder import stem_for
 from byol.methods import Situation, argument_names, check_arguments, get
@@ -150,10 +150,9 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     # A target that starts from given weights starts as a copy of them: two networks that disagree is no start.
     started = {"target_init": "copy"} if options.init and "target_init" in defaults.method_args else {}
     if source.channels == 3:
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        statistics = Normalization(IMAGENET_MEAN, IMAGENET_STD)
     else:
         statistics = data_statistics(source, pixels)
-        mean, std = statistics.mean, statistics.std
     return Run(
         data=source.name,
         method=options.method,
@@ -163,8 +162,8 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         stem=options.stem or stem_for(backbone, size),  # type: ignore[arg-type]
         image_size=size,
         channels=source.channels,
-        mean=mean,
-        std=std,
+        mean=statistics.mean,
+        std=statistics.std,
         views=tuple(dataclasses.asdict(v) for v in views_for(views, source.channels)),
         batch_size=batch_size,
         accumulate=options.accumulate,
@@ -248,7 +247,11 @@ def _git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -84,4 +84,8 @@ class Run:
             raise ValueError(f"{path} lacks settings this version needs: {', '.join(sorted(missing))}")
         types = typing.get_type_hints(cls)
         tuples = {name for name in found if typing.get_origin(types[name]) is tuple}
-        return cls(**{name: tuple(v) if name in tuples else v for name, v in found.items()})
+        values: dict[str, Any] = {name: tuple(v) if name in tuples else v for name, v in found.items()}
+        values["views"] = tuple(
+            {k: tuple(v) if isinstance(v, list) else v for k, v in view.items()} for view in values["views"]
+        )
+        return cls(**values)

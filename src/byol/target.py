@@ -37,7 +37,7 @@ class Target(nn.Module):
     def follow(self, online: nn.Module, decay: float) -> None:
         """xi <- xi + (1 - decay) (theta - xi) for every parameter, in the parameters' own (full) precision."""
         # At decay = 0.996 the increment is 2**-8 of the gap: half types would lose it.
-        own = list(self.module.parameters())
+        own: list[Tensor] = list(self.module.parameters())
         if any(p.dtype in (torch.float16, torch.bfloat16) for p in own):
             raise TypeError("the target's weights are in half precision; keep master weights in float32")
         torch._foreach_lerp_(own, list(online.parameters()), 1 - decay)

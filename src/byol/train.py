@@ -112,9 +112,7 @@ def train_step(
     Returns the mean losses, detached, on the device.
     """
     for group in optimizer.param_groups:
-        group["lr"] = run.peak_lr * warmup_cosine(
-            step, warmup_steps=run.warmup_steps, total_steps=run.total_steps
-        )
+        group["lr"] = run.peak_lr * warmup_cosine(step, warmup_steps=run.warmup_steps, total_steps=run.total_steps)
     outs: list[Out] = []
     classifier_losses = []
     for batch in batches:
@@ -148,9 +146,13 @@ class Training:
         self.directory = directory
         if run.device == "cpu":
             keep_memory()
-        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the plan says the precision already
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(
+            logging.WARNING
+        )  # the plan says the precision already
         self.fabric = Fabric(
-            accelerator=run.device, devices=1, precision=_FABRIC_PRECISION[run.precision]  # type: ignore[arg-type]
+            accelerator=run.device,
+            devices=1,
+            precision=_FABRIC_PRECISION[run.precision],  # type: ignore[arg-type]
         )
         training, held = split_hold_out(source, run.hold_out, run.seed)
         self.num_train, self.num_held = len(training), 0 if held is None else len(held)
@@ -164,12 +166,11 @@ class Training:
         if held is not None:
             self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader)
         self._redraw = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == "DropPath" for m in self.module.modules()
+            isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == "DropPath"
+            for m in self.module.modules()
         )
 
-    def _loader(
-        self, part: Source, whole: Source, pixels: Tensor | None, batch_size: int, workers: int
-    ) -> Loader:
+    def _loader(self, part: Source, whole: Source, pixels: Tensor | None, batch_size: int, workers: int) -> Loader:
         rows = torch.searchsorted(torch.from_numpy(whole.ids), torch.from_numpy(part.ids))
         return Loader(
             part,
@@ -228,12 +229,12 @@ class Training:
                     values = {k: float(v) for k, v in losses.items()}  # waits for the device
                     now = time.perf_counter()
                     rate = (done - clock_step) * run.images_per_step / (now - clock)
-                    values |= {"lr": self.optimizer.param_groups[0]["lr"], **self.method.status(step / run.total_steps)}
+                    values |= {
+                        "lr": self.optimizer.param_groups[0]["lr"],
+                        **self.method.status(step / run.total_steps),
+                    }
                     if not math.isfinite(values["loss"]):
-                        raise TrainingStopped(
-                            f"the loss is {values['loss']} at step {done}; the last checkpoint is whole. "
-                            "Try a lower --base-lr or --precision 32"
-                        )
+                        raise self._diverged(f"the loss is {values['loss']}", done)
                     metrics.write(done, {**values, "images_per_second": rate})
                     observe(Progress(done, run.total_steps, values, rate))
                     clock, clock_step = time.perf_counter(), done
@@ -253,27 +254,35 @@ class Training:
             ) from None
         finally:
             metrics.close()
-        save_backbone(self.method.encoder, run, self.directory, step=run.total_steps)  # type: ignore[arg-type]
+        save_backbone(self.method.encoder, run, self.directory, step=run.total_steps)
 
     def _step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
         arguments = (self.run, step, self.module, self.method, self._optimizer, micro, self.fabric.backward)
         if not self._redraw:
-            return train_step(*arguments)  # type: ignore[arg-type]
+            return train_step(*arguments)
         # Dropout and stochastic depth draw from torch's generator: seeded per step, so that a resumed run agrees.
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), 1)[0]))
-            return train_step(*arguments)  # type: ignore[arg-type]
+            return train_step(*arguments)
 
     def _look(self, step: int, metrics: _Metrics, observe: Callable[[Progress], None]) -> Probe | None:
         if self.hold_out is None:
             return None
         with self.fabric.autocast():
-            probe = self.hold_out.look(self.method, step)
+            try:
+                probe = self.hold_out.look(self.method, step)
+            except ValueError as error:
+                raise self._diverged(str(error), step) from None
         found = probe.to_dict()
         found.pop("step")
         metrics.write(step, {f"held_out/{k}": v for k, v in found.items()})
         observe(Progress(step, self.run.total_steps, {}, 0.0, probe))
         return probe
+
+    def _diverged(self, what: str, step: int) -> TrainingStopped:
+        return TrainingStopped(
+            f"{what} at step {step}; the last checkpoint is whole. Try a lower --base-lr or --precision 32"
+        )
 
     def save(self, step: int) -> None:
         checkpoint.save(self.directory / "checkpoints", step, self.networks, self.optimizer)

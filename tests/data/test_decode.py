@@ -298,15 +298,11 @@ def test_a_large_image_below_the_bomb_limit_warns_nobody(monkeypatch: pytest.Mon
 
 def test_only_pillows_warnings_are_silenced() -> None:
     decode(encoded(GRAY))
-    with pytest.raises(
-        UserWarning, match="mine"
-    ):  # an error by our pytest configuration; pytest.warns would reset it
+    with pytest.raises(UserWarning, match="mine"):  # an error by our pytest configuration; pytest.warns would reset it
         warnings.warn("mine", stacklevel=1)
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("x"), SyntaxError("x"), struct.error("x"), MemoryError(), KeyError(1)]
-)
+@pytest.mark.parametrize("error", [OSError("x"), SyntaxError("x"), struct.error("x"), MemoryError(), KeyError(1)])
 def test_any_error_of_a_decoder_is_unusable(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: ImageFile.ImageFile) -> None:
         raise error

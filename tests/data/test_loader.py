@@ -75,6 +75,7 @@ def same(left, right):
     )
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")  # more than some machines have cores
 def test_workers_batch_size_and_restart_change_nothing(folder):
     base = by_image(loader_of(folder, batch_size=4).batches(0, 15))
     assert same(base, by_image(loader_of(folder, batch_size=12).batches(0, 5)))
@@ -85,7 +86,7 @@ def test_workers_batch_size_and_restart_change_nothing(folder):
 def test_another_process_makes_the_same_views(folder):
     code = f"""
 import json, torch
-import sys; sys.path.insert(0, {str(json.dumps(sys.path[0]))})
+import sys; sys.path.insert(0, {json.dumps(sys.path[0])!s})
 from byol.data.loader import Loader, Normalization
 from byol.data.sources import open_source
 from byol.views.recipes import BYOL_T, BYOL_T_PRIME
@@ -126,7 +127,12 @@ def test_memory_and_workers_agree_within_a_grey_level(tmp_path):
     assert fits_memory(source)
     source, pixels, _ = load_pixels(source)
     view = View(jitter=0, gray=0, blur=0)
-    arguments = {"size": 16, "batch_size": 8, "normalization": Normalization((0.0,) * 3, (1.0,) * 3), "seed": 0}
+    arguments = {
+        "size": 16,
+        "batch_size": 8,
+        "normalization": Normalization((0.0,) * 3, (1.0,) * 3),
+        "seed": 0,
+    }
     in_memory = next(iter(Loader(source, (view,), pixels=pixels, **arguments).batches(0, 1)))
     decoded = next(iter(Loader(source, (view,), pixels=None, **arguments).batches(0, 1)))
     assert torch.equal(in_memory.ids, decoded.ids)

@@ -135,9 +135,7 @@ class TestFolder:
         assert source.labels is None and source.classes is None
 
     @pytest.mark.parametrize("held_out", ["test", "val"])
-    def test_train_and_test_folders_are_parts_with_the_same_labels(
-        self, held_out: str, tmp_path: Path
-    ) -> None:
+    def test_train_and_test_folders_are_parts_with_the_same_labels(self, held_out: str, tmp_path: Path) -> None:
         for file in ("train/ant/1.png", "train/bee/2.png", "train/cat/3.png"):
             write(tmp_path / file, picture(1))
         for file in ("bee/4.png", "cat/5.png"):
@@ -325,9 +323,7 @@ class TestDigits:
         assert len(open_source("./digits")) == 2
 
 
-def parquet(
-    path: Path, rows: list[bytes | None], labels: list[int | None] | None = None, **options: Any
-) -> None:
+def parquet(path: Path, rows: list[bytes | None], labels: list[int | None] | None = None, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = [f"{i}.png" for i in range(len(rows))]
     images = pa.array(
@@ -380,9 +376,7 @@ class TestParquet:
         assert source.name_of(1) == "a.parquet row 1"
 
     def test_files_of_a_folder_are_parts_by_a_word_of_their_path(self, tmp_path: Path) -> None:
-        parquet(
-            tmp_path / "data/train-00001-of-00002.parquet", [png(picture(i)) for i in (2, 3, 4)], [2, 3, 4]
-        )
+        parquet(tmp_path / "data/train-00001-of-00002.parquet", [png(picture(i)) for i in (2, 3, 4)], [2, 3, 4])
         parquet(tmp_path / "data/train-00000-of-00002.parquet", [png(picture(i)) for i in (0, 1)], [0, 1])
         parquet(tmp_path / "data/test-00000-of-00001.parquet", [png(picture(i)) for i in (7, 8)], [7, 8])
         (tmp_path / "README.md").write_text("x")

@@ -13,9 +13,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
 def noise(n, height, width=None, channels=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(
-        0, 256, (n, channels, height, width or height), dtype=torch.uint8, generator=generator
-    )
+    return torch.randint(0, 256, (n, channels, height, width or height), dtype=torch.uint8, generator=generator)
 
 
 def smooth(height, width):
@@ -98,9 +96,7 @@ def test_larger_images_are_resized_as_pillow_does(height, width, box):
     # Pillow's bicubic is the same antialiased kernel, rounded to 8 bits after each of its two passes.
     image = smooth(height, width)
     picture = Image.fromarray(image[0].permute(1, 2, 0).numpy())
-    expected = (
-        np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1) / 255
-    )
+    expected = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(pixels(image, 32).view(3, 32, 32).numpy(), expected, atol=1.6 / 255)
 
 
@@ -144,11 +140,7 @@ def test_what_cannot_be_extracted_is_refused(arguments, message):
 def test_raw_pixels_average_areas_by_hand():
     # A 4 x 6 image, of which columns 1 to 4 are the centre square; each of its quarters is averaged.
     image = torch.arange(24, dtype=torch.uint8).view(1, 1, 4, 6)
-    expected = (
-        torch.tensor([[(1 + 2 + 7 + 8), (3 + 4 + 9 + 10), (13 + 14 + 19 + 20), (15 + 16 + 21 + 22)]])
-        / 4
-        / 255
-    )
+    expected = torch.tensor([[(1 + 2 + 7 + 8), (3 + 4 + 9 + 10), (13 + 14 + 19 + 20), (15 + 16 + 21 + 22)]]) / 4 / 255
     torch.testing.assert_close(raw_pixels(image, side=2), expected)
 
 

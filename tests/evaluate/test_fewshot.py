@@ -37,9 +37,7 @@ def test_same_seed_gives_the_same_draws_and_another_seed_others():
 def test_same_seed_gives_the_same_result():
     x, y = clouds()
     test_x, test_y = clouds(seed=1)
-    first, second, other = (
-        fewshot_evaluation(x, y, test_x, test_y, draws=3, seed=s, penalties=TWO) for s in (0, 0, 1)
-    )
+    first, second, other = (fewshot_evaluation(x, y, test_x, test_y, draws=3, seed=s, penalties=TWO) for s in (0, 0, 1))
     assert first == second
     assert first.accuracies != other.accuracies
 
@@ -66,9 +64,7 @@ def test_each_draw_is_a_fit_with_the_statistics_of_all_training_features():
     )
     as_it_is = np.zeros(8), np.ones(8)
     expected = [
-        logistic_regression(standardised[s], y[s], 0.1, statistics=as_it_is).accuracy(
-            test_standardised, test_y
-        )
+        logistic_regression(standardised[s], y[s], 0.1, statistics=as_it_is).accuracy(test_standardised, test_y)
         for s in samples
     ]
     assert result.accuracies == tuple(expected)

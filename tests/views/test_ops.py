@@ -120,7 +120,16 @@ def test_blur_widths_of_common_sizes():
 
 def test_hsv_of_gray_black_and_ties_round_trips():
     colours = torch.tensor(
-        [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [0.7, 0.7, 0.2], [0.2, 0.7, 0.7], [0.7, 0.2, 0.7], [1, 0, 0], [0, 0, 1]]
+        [
+            [0, 0, 0],
+            [1, 1, 1],
+            [0.5, 0.5, 0.5],
+            [0.7, 0.7, 0.2],
+            [0.2, 0.7, 0.7],
+            [0.7, 0.2, 0.7],
+            [1, 0, 0],
+            [0, 0, 1],
+        ]
     )
     images = colours.view(-1, 3, 1, 1)
     assert torch.allclose(ops.hsv_to_rgb(*ops.rgb_to_hsv(images)), images, atol=1e-6)
@@ -180,7 +189,9 @@ def test_the_midpoint_weight_is_keys_with_a_half_not_pytorch_s():
 def test_antialiased_crops_are_torchvision_s(size):
     images = random_images(2, 3, 12, 15, seed=4)
     for top, left, h, w in BOXES:
-        expected = tv.resized_crop(images, top, left, h, w, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+        expected = tv.resized_crop(
+            images, top, left, h, w, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True
+        )
         box = torch.tensor([[top, left, h, w]], dtype=torch.float64).expand(2, -1)
         rows = ops.crop_weights(box[:, 0], box[:, 2], 12, size, antialias=True)
         columns = ops.crop_weights(box[:, 1], box[:, 3], 15, size, antialias=True)
@@ -205,7 +216,9 @@ def test_torchvision_style_colour(ours, theirs, values):
 def test_torchvision_style_blur_and_gray_and_flip():
     images = random_images(h=32, w=32)
     taps = ops.gaussian_taps(torch.full((4,), 0.8, dtype=torch.float64), 5).float()
-    assert torch.allclose(ops.blur(images, taps, padding="reflect"), tv.gaussian_blur(images, [5, 5], [0.8, 0.8]), atol=1e-6)
+    assert torch.allclose(
+        ops.blur(images, taps, padding="reflect"), tv.gaussian_blur(images, [5, 5], [0.8, 0.8]), atol=1e-6
+    )
     assert torch.allclose(ops.gray(images), tv.rgb_to_grayscale(images, 3), atol=2e-4)  # its weights have 4 digits too
     assert torch.equal(ops.flip(images), tv.horizontal_flip(images))
 

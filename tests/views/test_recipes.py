@@ -21,7 +21,7 @@ def draws(view, num=N, height=100, width=130, size=32, view_index=0, seed=0):
 
 def same(a, b):
     return all(
-        x is None and y is None or torch.equal(x, y)
+        (x is None and y is None) or torch.equal(x, y)
         for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     )
 
@@ -29,7 +29,13 @@ def same(a, b):
 def check_byol_rates():
     for index, (view, blur, solarize) in enumerate(((BYOL_T, 1.0, 0.0), (BYOL_T_PRIME, 0.1, 0.2))):
         p = draws(view, view_index=index)
-        for name, rate in (("flip", 0.5), ("jitter", 0.8), ("gray", 0.2), ("blur", blur), ("solarize", solarize)):
+        for name, rate in (
+            ("flip", 0.5),
+            ("jitter", 0.8),
+            ("gray", 0.2),
+            ("blur", blur),
+            ("solarize", solarize),
+        ):
             error = 3 * (rate * (1 - rate) / N) ** 0.5
             assert abs(getattr(p, name).double().mean().item() - rate) <= error, (index, name)
 
@@ -59,7 +65,9 @@ def test_strengths_are_uniform_over_the_paper_s_ranges():
 def test_all_24_orders_are_equally_likely():
     p = draws(BYOL_T)
     codes = (p.order * torch.tensor([64, 16, 4, 1])).sum(1)
-    counts = torch.stack([(codes == sum(v * 4 ** (3 - i) for i, v in enumerate(o))).sum() for o in permutations(range(4))])
+    counts = torch.stack(
+        [(codes == sum(v * 4 ** (3 - i) for i, v in enumerate(o))).sum() for o in permutations(range(4))]
+    )
     assert counts.sum() == N
     assert (counts.double() - N / 24).abs().max() < 3.5 * (N / 24 * (23 / 24)) ** 0.5
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
@@ -190,9 +198,25 @@ def test_photometry_follows_the_drawn_order():
 
 def test_the_byol_pair_is_the_paper_s_table():
     """Grill et al. 2020, Table 6."""
-    shared = {"crop_area": (0.08, 1.0), "crop_aspect": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4}
-    shared |= {"contrast": 0.4, "saturation": 0.2, "hue": 0.1, "gray": 0.2, "sigma": (0.1, 2.0), "style": "authors"}
-    for view, own in ((BYOL_T, {"blur": 1.0, "solarize": 0.0}), (BYOL_T_PRIME, {"blur": 0.1, "solarize": 0.2})):
+    shared = {
+        "crop_area": (0.08, 1.0),
+        "crop_aspect": (3 / 4, 4 / 3),
+        "flip": 0.5,
+        "jitter": 0.8,
+        "brightness": 0.4,
+    }
+    shared |= {
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+        "gray": 0.2,
+        "sigma": (0.1, 2.0),
+        "style": "authors",
+    }
+    for view, own in (
+        (BYOL_T, {"blur": 1.0, "solarize": 0.0}),
+        (BYOL_T_PRIME, {"blur": 0.1, "solarize": 0.2}),
+    ):
         for name, value in (shared | own).items():
             assert getattr(view, name) == value, name
 

@@ -26,7 +26,7 @@ _KEYED_MODES = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # may name a 
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
 
-class Unusable(ValueError):  # noqa: N818 (a state of the image, often no error at all)
+class Unusable(ValueError):
     """This image cannot be used; the message is the reason in a few words, on one line."""
 
 

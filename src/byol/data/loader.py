@@ -99,7 +99,7 @@ def fits_memory(source: Source) -> bool:
 def load_pixels(
     source: Source, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Source, Tensor, tuple[tuple[int, str, str], ...]]:
-    """All images of a uniform source: (the source without what turned out unusable, [N, C, H, W] uint8, the skipped)."""
+    """All images of a uniform source: (it without what turned out unusable, [N, C, H, W] uint8, the skipped)."""
     pixels, kept, skipped = source.pixels(progress)
     rows = np.flatnonzero(np.isin(source.ids, kept))
     return source.subset(rows), torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), skipped
@@ -186,19 +186,14 @@ class Loader:
                 replaced.append((int(self.ids[candidate]), str(reason)))
                 continue
             parameters = self._draw(torch.tensor([epoch]), torch.tensor([wanted]), *image.shape[:2])
-            cut = [
-                recipes.crop_one(view, image, p, self.size)
-                for view, p in zip(self.views, parameters, strict=True)
-            ]
+            cut = [recipes.crop_one(view, image, p, self.size) for view, p in zip(self.views, parameters, strict=True)]
             return candidate, epoch, wanted, cut, replaced
         raise DataError(f"more than 64 images in a row are unusable; the last: {replaced[-1][1]}")
 
     def _draw(self, epochs: Tensor, ids: Tensor, height: int, width: int) -> list[recipes.Parameters]:
         heights, widths = torch.full_like(ids, height), torch.full_like(ids, width)
         keys = recipes.view_keys(self.seed, epochs, ids, len(self.views))
-        return [
-            recipes.draw(view, k, heights, widths, self.size) for view, k in zip(self.views, keys, strict=True)
-        ]
+        return [recipes.draw(view, k, heights, widths, self.size) for view, k in zip(self.views, keys, strict=True)]
 
     def _finish(
         self, rows: Tensor, epochs: Tensor, ids: Tensor, crops: list[Tensor], replaced: list[tuple[int, str]]
@@ -206,9 +201,7 @@ class Loader:
         # The boxes were drawn in the worker for each image's own size; nothing else depends on it.
         parameters = self._draw(epochs, ids, self.size, self.size)
         made = tuple(
-            self.normalization(
-                recipes.photometry(view, cut.to(self.device, non_blocking=True).float() / 255, p)
-            )
+            self.normalization(recipes.photometry(view, cut.to(self.device, non_blocking=True).float() / 255, p))
             for view, cut, p in zip(self.views, crops, parameters, strict=True)
         )
         return Batch(self.ids[rows], self.labels[rows], made, replaced)

@@ -236,9 +236,7 @@ def _walk(root: Path) -> list[tuple[str, int]]:
                     elif stat.S_ISREG(status.st_mode):
                         found.append((file, status.st_size))
     except PermissionError as error:
-        raise DataError(
-            f"no permission to list {_shown(str(error.filename))}; allow it or move it"
-        ) from error
+        raise DataError(f"no permission to list {_shown(str(error.filename))}; allow it or move it") from error
     return sorted(found)
 
 
@@ -333,9 +331,7 @@ def _from_array_file(name: str, path: Path, part: Part, channels: int | None) ->
                 with np.load(stream, allow_pickle=False) as loaded:
                     arrays = {key: loaded[key] for key in loaded.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{_shown(name)} is not a readable .npy or .npz file of plain arrays; save it again"
-        ) from error
+        raise DataError(f"{_shown(name)} is not a readable .npy or .npz file of plain arrays; save it again") from error
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for which, prefix in (("train", ""), ("test", "test_")):
         images = arrays.get(prefix + "images", arrays.get(prefix + "x"))
@@ -365,15 +361,11 @@ def _checked(what: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[
     elif images.ndim == 4 and shape[3] not in (1, 3):
         images = np.moveaxis(images, 1, 3)
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
-        raise DataError(
-            f"{what}: the shape is {shape}; use [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3"
-        )
+        raise DataError(f"{what}: the shape is {shape}; use [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3")
     if labels is None:
         return images, np.full(len(images), -1, np.int64)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{what}: the labels are {labels.dtype} {labels.shape}; use {len(images)} integers, one each"
-        )
+        raise DataError(f"{what}: the labels are {labels.dtype} {labels.shape}; use {len(images)} integers, one each")
     return images, labels.astype(np.int64)
 
 

@@ -59,9 +59,7 @@ def extract(
                 x = evaluation_view(x, size)
             y = encoder((x - shift) / scale)
             if y.ndim != 2:
-                raise ValueError(
-                    f"the encoder gives {list(y.shape)}; use one that pools its features to [B, D]"
-                )
+                raise ValueError(f"the encoder gives {list(y.shape)}; use one that pools its features to [B, D]")
             features.append(y.float().cpu())
             if progress is not None:
                 progress(len(batch))

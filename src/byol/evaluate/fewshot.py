@@ -114,15 +114,10 @@ def draw_shots(y: np.ndarray, shots: int, draws: int, generator: np.random.Gener
     classes, counts = np.unique(y, return_counts=True)
     for label, count in zip(classes, counts, strict=True):
         if count < shots:
-            raise ValueError(
-                f"class {label} has {count} training images; shots={shots} needs {shots} of each class"
-            )
+            raise ValueError(f"class {label} has {count} training images; shots={shots} needs {shots} of each class")
     members = [np.flatnonzero(y == label) for label in classes]
     return np.stack(
-        [
-            np.concatenate([generator.choice(m, size=shots, replace=False) for m in members])
-            for _ in range(draws)
-        ]
+        [np.concatenate([generator.choice(m, size=shots, replace=False) for m in members]) for _ in range(draws)]
     )
 
 

@@ -32,9 +32,7 @@ def evaluation_batches(
         for rows in torch.arange(len(source)).split(batch_size):
             yield rows, _view(pixels[rows], size)
         return
-    loader = DataLoader(
-        _Rows(source, size), batch_size=batch_size, num_workers=workers, collate_fn=lambda items: items
-    )
+    loader = DataLoader(_Rows(source, size), batch_size=batch_size, num_workers=workers, collate_fn=lambda items: items)
     for items in loader:
         usable = [(row, image) for row, image, whole in items if whole]
         if usable:

@@ -31,13 +31,9 @@ def weighted_knn(
     bank_labels: [N] int, 0 to num_classes - 1. num_classes: by default the largest label + 1.
     """
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"bank is {list(bank.shape)} and queries {list(queries.shape)}; use [N, D] and [Q, D]"
-        )
+        raise ValueError(f"bank is {list(bank.shape)} and queries {list(queries.shape)}; use [N, D] and [Q, D]")
     if len(bank) == 0 or bank_labels.shape != (len(bank),):
-        raise ValueError(
-            f"bank has {len(bank)} rows and {bank_labels.numel()} labels; give each row one label"
-        )
+        raise ValueError(f"bank has {len(bank)} rows and {bank_labels.numel()} labels; give each row one label")
     if k < 1:
         raise ValueError(f"k={k} is not allowed; use 1 or more")
     if not temperature > 0:

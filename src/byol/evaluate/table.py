@@ -51,9 +51,7 @@ def load_labelled(source: Source, size: int, *, workers: int = 0) -> Labelled:
 def split_labelled(whole: Labelled, *, test_share: float = 0.2, seed: int = 0) -> tuple[Labelled, Labelled]:
     """A fixed stratified split, for data that comes without a test part."""
     fit, held = stratified_split(whole.labels.numpy(), test_share, np.random.default_rng(seed))
-    parts = (
-        Labelled(whole.images[i], whole.labels[i], whole.classes) for i in map(torch.from_numpy, (fit, held))
-    )
+    parts = (Labelled(whole.images[i], whole.labels[i], whole.classes) for i in map(torch.from_numpy, (fit, held)))
     train, test = parts
     return train, test
 
@@ -66,8 +64,9 @@ def untrained(spec: EncoderSpec, seed: int, *, last_scale: int) -> Encoder:
         initialize(encoder)
     if last_scale == 0:
         for part in encoder.modules():
-            if hasattr(part, "zero_init_last"):
-                part.zero_init_last()
+            zero = getattr(part, "zero_init_last", None)  # of timm's residual blocks
+            if callable(zero):
+                zero()
     return encoder.eval()
 
 
@@ -121,18 +120,13 @@ def evaluate(
 
 
 def _validation_knn(features: Tensor, labels: Tensor, seed: int) -> float:
-    fit, held = (
-        torch.from_numpy(i) for i in stratified_split(labels.numpy(), 0.2, np.random.default_rng(seed))
-    )
+    fit, held = (torch.from_numpy(i) for i in stratified_split(labels.numpy(), 0.2, np.random.default_rng(seed)))
     predictions = weighted_knn(features[fit], labels[fit], features[held], k=20)
     return float((predictions == labels[held]).float().mean())
 
 
 def _knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> dict[str, Any]:
-    return {
-        f"k={k}": float((weighted_knn(train_x, train_y, test_x, k=k) == test_y).float().mean())
-        for k in (20, 200)
-    }
+    return {f"k={k}": float((weighted_knn(train_x, train_y, test_x, k=k) == test_y).float().mean()) for k in (20, 200)}
 
 
 def _linear(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> dict[str, Any]:

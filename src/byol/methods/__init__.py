@@ -76,7 +76,7 @@ class Method(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """The online projection [B, d] of images [B, C, H, W]; diagnostics read it."""
 
-    def after_step(self, progress: float, outs: list[Out]) -> None:  # noqa: B027
+    def after_step(self, progress: float, outs: list[Out]) -> None:
         """Nothing, for methods without state of their own."""
 
     def status(self, progress: float) -> dict[str, float]:

@@ -63,7 +63,7 @@ class BYOL(Method):
     def online(self) -> nn.Sequential:
         return nn.Sequential(self.encoder, self.projector)
 
-    def forward(self, v: Tensor, v_prime: Tensor) -> Out:
+    def forward(self, v: Tensor, v_prime: Tensor) -> Out:  # type: ignore[override]
         # Each view is a forward pass of its own: batch-norm statistics never mix the two.
         y, y_prime = self.encoder(v), self.encoder(v_prime)
         z, z_prime = self.projector(y), self.projector(y_prime)

@@ -126,9 +126,7 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     spread = v - images.amin(1)
     safe = torch.where(spread > 0, spread, torch.ones_like(spread))
     s = torch.where(v > 0, spread / torch.where(v > 0, v, torch.ones_like(v)), torch.zeros_like(v))
-    h = torch.where(
-        v == r, (g - b) / safe, torch.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4)
-    )
+    h = torch.where(v == r, (g - b) / safe, torch.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4))
     h = torch.where(spread > 0, h / 6, torch.zeros_like(h))
     return torch.where(h < 0, h + 1, h), s, v
 

@@ -79,9 +79,9 @@ class Parameters:
     """What was drawn for one view of B images; all on the CPU.
 
     box: [B, 4] float64, whole numbers (top, left, height, width), px. theta: [B, 2, 3] float32 or None.
-    flip, jitter, gray, blur, solarize: [B] bool. order: [B, 4] int64, which change comes when (0 brightness, 1 contrast,
-    2 saturation, 3 hue). brightness, contrast, saturation, hue: [B] float32, as the style's arithmetic takes them.
-    taps: [B, width] float32.
+    flip, jitter, gray, blur, solarize: [B] bool. order: [B, 4] int64, which change comes when (0 brightness,
+    1 contrast, 2 saturation, 3 hue). brightness, contrast, saturation, hue: [B] float32, as the
+    style's arithmetic takes them. taps: [B, width] float32.
     """
 
     box: Tensor
