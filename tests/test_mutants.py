@@ -4,6 +4,8 @@ Every check here is the body of a test of the same name elsewhere in this folder
 under each of its mutants. docs/fidelity.md shows the table.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import test_encoder
@@ -266,3 +268,9 @@ def test_every_mutant_is_caught(name, make_run, monkeypatch):
 
 def test_every_check_has_a_mutant():
     assert {check for *_, check in MUTANTS.values()} == set(CHECKS)
+
+
+def test_the_table_in_the_docs_names_every_mutant():
+    rows = (Path(__file__).parents[1] / "docs/fidelity.md").read_text("utf-8").splitlines()
+    named = {row.split(" | ")[0].removeprefix("| ") for row in rows if " | `" in row and "test_" in row}
+    assert set(MUTANTS) <= named
