@@ -186,16 +186,22 @@ def main() -> None:
             found = subprocess.run(own, capture_output=True, text=True, check=True)
             taken[name] += json.loads(found.stdout.strip().splitlines()[-1])
             print(f"turn {turn + 1}: {name}", file=sys.stderr)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.device}, batch {arguments.batch_size}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.device}, batch {arguments.batch_size}"
+    )
     float32, bfloat16 = (statistics.median(r[i] for r in rates) for i in range(2))
     ceiling = bfloat16 / FLOPS_PER_IMAGE
-    print(f"matrix product: {float32 / 1e9:.0f} GFLOP/s float32, {bfloat16 / 1e9:.0f} bfloat16 -> {ceiling:.0f} images/s")
+    print(
+        f"matrix product: {float32 / 1e9:.0f} GFLOP/s float32, {bfloat16 / 1e9:.0f} bfloat16 -> {ceiling:.0f} images/s"
+    )
     speed = {}
     for name, steps in taken.items():
         seconds = statistics.median(s["seconds"] for s in steps)
         speed[name] = arguments.batch_size / seconds
         share = statistics.median(s["views"] for s in steps) / seconds
-        print(f"{name:32} {speed[name]:8.1f} images/s   views {share:.1%} of the step   {speed[name] / ceiling:.0%} of the ceiling")
+        print(
+            f"{name:32} {speed[name]:8.1f} images/s   views {share:.1%} of the step   {speed[name] / ceiling:.0%} of the ceiling"
+        )
     print(f"byol / lightly: {speed['byol'] / speed['lightly']:.2f}")
     print(f"byol / lightly at equal precision: {speed['byol'] / speed['lightly, bf16 + channels_last']:.2f}")
 

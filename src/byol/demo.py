@@ -19,7 +19,7 @@ def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = No
     """Pre-train on the digits, evaluate, draw the pictures. steps: fewer than the demo's own, for a quick look."""
     options = replace(digits_demo(), seed=seed)
     if steps is not None:
-        options = replace(options, steps=steps, epochs=None)
+        options = replace(options, steps=steps)
     run = pretrain("digits", out, options, observer=observer)
     views_sheet("digits", out / "views.png", options)
     found = evaluate_run(out, "digits", observer=observer)

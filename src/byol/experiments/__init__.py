@@ -98,9 +98,18 @@ def digits_demo() -> Options:
     )
     return Options(
         backbone="resnet18",
-        backbone_args={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]},
+        backbone_args={
+            "layers": [1, 1, 1, 1],
+            "channels": [16, 32, 64, 128],
+            "stem_type": "deep",
+            "stem_width": 8,
+        },
+        image_size=20,  # the digits fill the middle 20 x 20 of their 28 x 28 px
         batch_size=64,
-        epochs=50,
+        steps=900,
+        optimizer="lars",
+        base_lr=8.0,
+        weight_decay=1e-6,
         views=(view, view),
         method_args={"hidden": 1024, "out": 128, "tau": 0.8},
     )
