@@ -3,10 +3,10 @@
     .venv/bin/python -m pip install -c constraints.txt -e '.[bench]'
     .venv/bin/python benchmarks/throughput.py
 
-ResNet-18 with a 3x3 stem, 32 px, heads 1024-256. The contestants take turns in one run, each in a process of its own so
-that no allocator or thread setting of one helps another; medians are reported. "lightly" is wired as its BYOL example:
-its transform in a DataLoader, its heads, momentum update, loss and cosine schedule, SGD. "lightly, bf16 + channels_last"
-is the same with precision and memory format switched by hand.
+ResNet-18 with a 3x3 stem, 32 px, heads 1024-256. The contestants take turns in one run, each in a process of its own
+so that no allocator or thread setting of one helps another; medians are reported. "lightly" is wired as its BYOL
+example: its transform in a DataLoader, its heads, momentum update, loss and cosine schedule, SGD; its blur is off, as
+usual at 32 px. "lightly, bf16 + channels_last" is the same with precision and memory format switched by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 FLOPS_PER_IMAGE = 8.9e9
-"""Forward passes of both views through both networks, and two backward passes at twice a forward: 8 x 0.556 GMAC x 2."""
+"""Both views through both networks, and two backward passes at twice a forward: 8 x 0.556 GMAC x 2."""
 
 
 def random_pixels(num: int) -> np.ndarray:
@@ -187,7 +187,8 @@ def main() -> None:
             taken[name] += json.loads(found.stdout.strip().splitlines()[-1])
             print(f"turn {turn + 1}: {name}", file=sys.stderr)
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.device}, batch {arguments.batch_size}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.device}, "
+        f"batch {arguments.batch_size}"
     )
     float32, bfloat16 = (statistics.median(r[i] for r in rates) for i in range(2))
     ceiling = bfloat16 / FLOPS_PER_IMAGE
@@ -200,7 +201,8 @@ def main() -> None:
         speed[name] = arguments.batch_size / seconds
         share = statistics.median(s["views"] for s in steps) / seconds
         print(
-            f"{name:32} {speed[name]:8.1f} images/s   views {share:.1%} of the step   {speed[name] / ceiling:.0%} of the ceiling"
+            f"{name:32} {speed[name]:8.1f} images/s   views {share:.1%} of the step   "
+            f"{speed[name] / ceiling:.0%} of the ceiling"
         )
     print(f"byol / lightly: {speed['byol'] / speed['lightly']:.2f}")
     print(f"byol / lightly at equal precision: {speed['byol'] / speed['lightly, bf16 + channels_last']:.2f}")
