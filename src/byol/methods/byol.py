@@ -28,14 +28,15 @@ class BYOL(Method):
     @staticmethod
     def defaults(situation: Situation) -> Defaults:
         """The rules of docs/defaults.md."""
-        # The paper's own pairs (12.5k steps, 0.97), (31k, 0.99), (313k, 0.996) lie near 1 - tau = 375 / K.
-        tau = 1 - min(max(375 / situation.total_steps, 0.004), 0.2)
+        # The paper's own pairs (12.5k steps, 0.97), (31k, 0.99), (313k, 0.996) lie near 1 - tau = 375 / K. In short
+        # runs a target faster than 0.95 cost the embedding nearly all its rank (docs/benchmarks.md).
+        tau = 1 - min(max(375 / situation.total_steps, 0.004), 0.05)
         small = situation.image_size <= SMALL_IMAGE_PX
         return Defaults(
             optimizer="sgd",
             base_lr=0.2,
             weight_decay=5e-4,
-            warmup=0.05,
+            warmup=0.1,
             method_args={
                 "hidden": 1024 if small else 4096,
                 "out": 256,
