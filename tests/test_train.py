@@ -310,7 +310,8 @@ class Collapsing(BYOL):
 
 def test_collapse_is_called_out_and_stops_the_run(images, tmp_path, monkeypatch):
     monkeypatch.setattr("byol.train.get", lambda name: Collapsing)
-    options = replace(TINY, steps=200, optimizer="sgd", base_lr=2.0, weight_decay=0.0, stop_on_collapse=True)
+    options = replace(TINY, steps=200, warmup_steps=10, optimizer="sgd", base_lr=2.0, weight_decay=0.0)
+    options = replace(options, stop_on_collapse=True)
     with pytest.raises(TrainingStopped, match="collapsed"):
         pretrain(images, tmp_path / "run", options)
     looks = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "held_out/verdict" in m]
