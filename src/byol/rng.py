@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the same integers on every device, in any order, for any batch.
+"""Counter-based random numbers: the same integers for every device, in any order, for any batch.
 
 A key is an int64 tensor [..., 2] of two 32-bit words. `fold` derives a key from a key and an integer, so that a
 draw is named by what it is for (seed, epoch, image, view, operation) and never depends on what was drawn before.
@@ -9,30 +9,34 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_PARITY = 0x1BD11BDA
+_PARITY = np.uint32(0x1BD11BDA)
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Threefry-2x32-20 of Salmon et al. 2011: two 32-bit words from a key and a counter of two words each.
 
-    All arguments are int64 tensors holding values in [0, 2**32), of shapes that broadcast together.
-    int64 with masks rather than uint32, because torch has few uint32 operations.
+    All arguments are int64 tensors holding values in [0, 2**32), of shapes that broadcast together. Computed on the
+    CPU in numpy's uint32, which wraps by itself; torch has few uint32 operations, and int64 with masks took three
+    times as long.
     """
-    words = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
-    x = (counter[0] + words[0]) & _MASK
-    y = (counter[1] + words[1]) & _MASK
+    k0, k1, c0, c1 = (np.atleast_1d(word.cpu().numpy().astype(np.uint32)) for word in (*key, *counter))
+    words = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x, y = c0 + words[0], c1 + words[1]
     for block in range(5):
         for rotation in _ROTATIONS[block % 2]:
-            x = (x + y) & _MASK
-            y = (((y << rotation) & _MASK) | (y >> (32 - rotation))) ^ x
-        x = (x + words[(block + 1) % 3]) & _MASK
-        y = (y + words[(block + 2) % 3] + block + 1) & _MASK
-    return x, y
+            x = x + y
+            y = ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))) ^ x
+        x = x + words[(block + 1) % 3]
+        y = y + words[(block + 2) % 3] + np.uint32(block + 1)
+    shape = np.broadcast_shapes(*(word.shape for word in (*key, *counter)))
+    first, second = (torch.from_numpy(word.astype(np.int64)).to(key[0].device).view(shape) for word in (x, y))
+    return first, second
 
 
 class Purpose(IntEnum):
