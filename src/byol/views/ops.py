@@ -15,10 +15,9 @@ GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 
 def keys_cubic(distance: Tensor) -> Tensor:
     """Keys' cubic kernel with a = -0.5. (PyTorch's own bicubic without antialiasing uses -0.75.)"""
+    # 1.5 d^3 - 2.5 d^2 + 1 up to 1, -0.5 d^3 + 2.5 d^2 - 4 d + 2 up to 2, both with their factor (1 - d) taken out.
     d = distance.abs()
-    near = (1.5 * d - 2.5) * d * d + 1
-    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return torch.where(d < 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+    return (1 - d) * torch.where(d < 1, (1 - 1.5 * d) * d + 1, 0.5 * (2 - d).clamp_min(0).square())
 
 
 def crop_weights(start: Tensor, length: Tensor, in_size: int, out_size: int, *, antialias: bool) -> Tensor:
