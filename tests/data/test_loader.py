@@ -139,6 +139,21 @@ def test_memory_and_workers_agree_within_a_grey_level(tmp_path):
     assert (in_memory.views[0] - decoded.views[0]).abs().max() <= 0.5 / 255 + 1e-5
 
 
+def test_views_are_full_precision_also_where_the_caller_computes_in_less(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 20, 20, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    source, held, _ = load_pixels(open_source(tmp_path / "a.npy"))
+    for kept in (held, None):
+        loader = Loader(source, (BYOL_T, BYOL_T_PRIME), pixels=kept, size=16, batch_size=8, normalization=PLAIN, seed=0)
+        rows = torch.arange(16)
+        plain = loader.batch_of(rows, torch.zeros(16, dtype=torch.int64))
+        with torch.autocast("cpu", torch.bfloat16):
+            within = loader.batch_of(rows, torch.zeros(16, dtype=torch.int64))
+        for a, b in zip(plain.views, within.views, strict=True):
+            assert b.dtype == torch.float32
+            assert torch.equal(a, b)
+
+
 def test_hold_out_is_a_fixed_share_that_training_never_sees():
     source = open_source("digits")
     train, held = split_hold_out(source, 0.05, seed=0)

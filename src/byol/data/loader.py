@@ -161,15 +161,21 @@ class Loader:
     def batch_of(self, rows: Tensor, epochs: Tensor) -> Batch:
         """Views of chosen images, in this process. rows: [B] int64 in [0, N). epochs: [B] int64."""
         if self.pixels is None:
-            items = [self.crops(int(row), int(epoch)) for row, epoch in zip(rows, epochs, strict=True)]
+            with self._full_precision():
+                items = [self.crops(int(row), int(epoch)) for row, epoch in zip(rows, epochs, strict=True)]
             return self._finish(*_collate(items))
         images = self.pixels[rows.to(self.device)]
         parameters = self._draw(epochs, self.ids[rows], *images.shape[-2:])
-        made = tuple(
-            self.normalization(recipes.photometry(view, recipes.crop_batch(view, images, p, self.size), p))
-            for view, p in zip(self.views, parameters, strict=True)
-        )
+        with self._full_precision():
+            made = tuple(
+                self.normalization(recipes.photometry(view, recipes.crop_batch(view, images, p, self.size), p))
+                for view, p in zip(self.views, parameters, strict=True)
+            )
         return Batch(self.ids[rows], self.labels[rows], made)
+
+    def _full_precision(self) -> torch.autocast:
+        """Views are float32 also where the caller computes in less."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def crops(self, row: int, epoch: int) -> tuple[int, int, int, list[np.ndarray], list[tuple[int, str]]]:
         """One image decoded, its crops cut: (row used, epoch, id drawn with, [C, S, S] uint8 per view, replaced).
@@ -200,10 +206,11 @@ class Loader:
     ) -> Batch:
         # The boxes were drawn in the worker for each image's own size; nothing else depends on it.
         parameters = self._draw(epochs, ids, self.size, self.size)
-        made = tuple(
-            self.normalization(recipes.photometry(view, cut.to(self.device, non_blocking=True).float() / 255, p))
-            for view, cut, p in zip(self.views, crops, parameters, strict=True)
-        )
+        with self._full_precision():
+            made = tuple(
+                self.normalization(recipes.photometry(view, cut.to(self.device, non_blocking=True).float() / 255, p))
+                for view, cut, p in zip(self.views, crops, parameters, strict=True)
+            )
         return Batch(self.ids[rows], self.labels[rows], made, replaced)
 
 
