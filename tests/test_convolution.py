@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from byol.convolution import MatrixConv2d, _MatrixConvolution, use_matrix_products
+from byol.convolution import MatrixConv2d, _MatrixConvolution, one_output, use_matrix_products
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,27 @@ def test_values_and_gradients(kernel, stride, padding, size):
     found = _MatrixConvolution.apply(x, weight, stride, padding)
     assert torch.allclose(found, expected, atol=1e-12)
     gradient = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(found, (x, weight), gradient),
+        torch.autograd.grad(expected, (x, weight), gradient),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [((1, 1), 3, 1, 1), ((2, 2), 3, 2, 1), ((1, 2), 3, 2, 1), ((2, 2), 1, 2, 0), ((3, 3), 3, 1, 0), ((1, 1), 5, 1, 2)],
+)
+def test_an_output_of_one_pixel(size, kernel, stride, padding):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, kernel, kernel, generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = F.conv2d(x, weight, stride=stride, padding=padding)
+    found = one_output(x, weight, padding)
+    assert found.shape == expected.shape == (2, 4, 1, 1)
+    assert torch.allclose(found, expected, atol=1e-12)
+    gradient = torch.randn(2, 4, 1, 1, generator=generator, dtype=torch.float64)
     for a, b in zip(
         torch.autograd.grad(found, (x, weight), gradient),
         torch.autograd.grad(expected, (x, weight), gradient),

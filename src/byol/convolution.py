@@ -22,6 +22,15 @@ def patches(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     return windows.reshape(b * rows * columns, kernel * kernel * c)
 
 
+def one_output(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """A convolution whose output is one pixel: [B, C, H, W] -> [B, out, 1, 1]. Of the kernel only the taps that fall
+    on the map are multiplied: one of nine on a map of one pixel."""
+    height, width = (min(size, kernel - padding) for size, kernel in zip(x.shape[-2:], weight.shape[-2:], strict=True))
+    seen = x[..., :height, :width].permute(0, 2, 3, 1).flatten(1)
+    taps = weight[..., padding : padding + height, padding : padding + width].permute(0, 2, 3, 1).flatten(1)
+    return nn.functional.linear(seen, taps)[:, :, None, None]
+
+
 class _MatrixConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -71,7 +80,11 @@ class MatrixConv2d(nn.Conv2d):
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu")
         with torch.autocast("cpu", enabled=False):
-            found = _MatrixConvolution.apply(x.to(dtype), self.weight.to(dtype), stride, padding)
+            x, weight = x.to(dtype), self.weight.to(dtype)
+            if pixels == 1:
+                found = one_output(x, weight, padding)
+            else:
+                found = _MatrixConvolution.apply(x, weight, stride, padding)
             return found if self.bias is None else found + self.bias.to(dtype)[:, None, None]
 
 
