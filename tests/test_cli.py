@@ -47,6 +47,9 @@ WRONG = [
     (("pretrain", "digits", "--out", "OUT", "--recipe", "byol_imagenet_30"), "byol_imagenet_300"),
     (("pretrain", "digits", "--out", "OUT", "--precision", "16"), "bf16"),
     (("evaluate", "nowhere", "digits"), "backbone.json"),
+    (("pretrain", "digits", "--out", "OUT", "--epochs", "0"), "epochs=0"),
+    (("pretrain", "digits", "--out", "OUT", "--epochs", "3", "--steps", "4"), "give one of them"),
+    (("pretrain", "digits", "--out", "OUT", "--hold-out", "1.5"), "hold_out"),
     (("list", "method"), "methods"),
 ]
 
@@ -67,10 +70,9 @@ WRONG_FOR_THE_DATA = [
     (("--set", "tua=0.9"), "tau"),
     (("--set", "optimizer=lasr"), "lars"),
     (("--set", "view.flop=1"), "flip"),
-    (("--epochs", "3", "--steps", "4"), "give one of them"),
-    (("--epochs", "0"), "epochs=0"),
+    (("--set", "epochs=0"), "epochs=0"),
     (("--init", "missing.safetensors"), "missing.safetensors"),
-    (("--hold-out", "1.5"), "hold_out"),
+    (("--set", "hold_out=1.5"), "hold_out"),
 ]
 
 
@@ -150,12 +152,13 @@ def test_help_and_option_errors_do_not_import_torch():
     code = (
         "import sys\nsys.argv = ['byol', *ARGS]\nfrom byol import cli\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'timm', 'lightning', 'sklearn', 'matplotlib') if m in sys.modules])"
+        "print([m for m in ('torch', 'timm', 'lightning_fabric', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     for arguments in (
         ["--help"],
         ["pretrain", "digits", "--out", "x", "--backbone", "resnet19"],
         ["pretrain", "--nope"],
+        ["pretrain", "digits", "--out", "x", "--epochs", "0"],
     ):
         found = subprocess.run(
             [sys.executable, "-c", code.replace("ARGS", repr(arguments))], capture_output=True, text=True, check=True

@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # the plain help needs no import of Rich, half of the time to answer
 )
 
 
@@ -62,7 +62,10 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps, for a quick look.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """BYOL on 4,000 real digits without their labels, in minutes, and by how much it beats doing nothing."""
+    """Train BYOL on 4,000 real digits and show what it gained.
+
+    It sees no label while it trains; raw pixels and the untrained network stand beside it. Takes minutes.
+    """
     _must_be_free(out)
     from byol.console import Terminal, evaluation_table, stdout
     from byol.demo import demo as run_demo
@@ -115,6 +118,13 @@ def pretrain(
         _known("backbone", backbone, names.backbones())
     if recipe is not None:
         _known("recipe", recipe, names.RECIPES)
+    for name, value in (("epochs", epochs), ("base_lr", base_lr)):
+        if value is not None and value <= 0:
+            _fail(f"{name}={value:g} must be greater than 0")
+    if not 0 <= hold_out < 1:
+        _fail(f"hold_out={hold_out:g} is a share: at least 0 and less than 1")
+    if epochs is not None and steps is not None:
+        _fail("epochs and steps both say how long to train; give one of them")
     _must_exist(data)
     if resume and not (out / "run.json").is_file():
         _fail(f"{out} holds no run.json to resume from; leave out --resume to start a run there")
@@ -162,7 +172,10 @@ def evaluate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run's backbone on labelled images, beside raw pixels and the untrained network."""
+    """Measure a run's backbone on labelled images.
+
+    Raw pixels and the same network untrained stand beside it, under the same protocols.
+    """
     for name in protocol or ():
         _known("protocol", name, names.PROTOCOLS)
     if not (run / "backbone.json").is_file():
@@ -197,7 +210,7 @@ def views(
     seed: Seed = 0,
     images: Annotated[int, typer.Option(min=1, max=32, help="How many images.")] = 8,
 ) -> None:
-    """Draw what the network will see: images and pairs of their views."""
+    """Draw what the network will see: pairs of views."""
     _known("method", method, names.METHODS)
     if recipe is not None:
         _known("recipe", recipe, names.RECIPES)
