@@ -89,6 +89,18 @@ def test_a_run_leaves_the_files_it_promises(finished):
     assert sum(p.probe is not None for p in finished.seen) == len(looks)
 
 
+def test_a_run_in_bf16_with_labels_by_number_alone(tmp_path):
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "rgb.npz", images=generator.integers(0, 256, (240, 12, 12, 3), dtype=np.uint8),
+             labels=np.arange(240) % 3)  # fmt: skip
+    pretrain(str(tmp_path / "rgb.npz"), tmp_path / "run", replace(TINY, steps=2, precision="bf16"))
+    metrics = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [m["step"] for m in metrics if "held_out/std" in m] == [0, 2]
+    assert next(m["classifier_loss"] for m in metrics if "loss" in m) > 0.5
+    weights = load_file(tmp_path / "run" / "backbone.safetensors")
+    assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
+
+
 def test_the_learning_rate_and_tau_written_are_those_of_the_step(finished):
     run = finished.run
     last = next(m for m in lines(finished.out / "metrics.jsonl") if m["step"] == 12 and "lr" in m)

@@ -53,7 +53,7 @@ class Probe:
     health: Health
     word: str
     knn: float | None
-    """Top-1 of weighted kNN, held-out images against at most 2,048 training images."""
+    """Top-1 of weighted kNN, held-out images against at most 1,024 training images."""
 
     def to_dict(self) -> dict[str, Any]:
         found = {"step": self.step, "verdict": self.word, **asdict(self.health)}
@@ -68,7 +68,7 @@ class HoldOut:
         self._held = held
         self._rows = rows
         self._bank = bank
-        self._bank_rows = torch.linspace(0, len(bank.source) - 1, min(2048, len(bank.source))).long().unique()
+        self._bank_rows = torch.linspace(0, len(bank.source) - 1, min(1024, len(bank.source))).long().unique()
         self._labelled = bool((held.labels >= 0).any() and (bank.labels >= 0).any())
 
     @torch.no_grad()

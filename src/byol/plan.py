@@ -177,7 +177,8 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         workers=_workers(device) if options.workers is None else options.workers,
         seed=options.seed,
         hold_out=options.hold_out,
-        evaluate_every_steps=max(1, min(500, steps // 20)),
+        # Not sooner: running batch-norm statistics need some steps before they say anything.
+        evaluate_every_steps=max(20, min(500, steps // 20)),
         checkpoint_every_steps=max(1, min(1000, steps // 10)),
         stop_on_collapse=options.stop_on_collapse,
         init=options.init,
@@ -194,7 +195,7 @@ def _backbone(options: Options, size: int, device: str) -> tuple[str, dict[str, 
 
 
 def _batch_size(num_train: int, device: str) -> int:
-    largest = 64 if device == "cpu" else 256
+    largest = 128 if device == "cpu" else 256
     return max(2, min(largest, num_train // 8))
 
 
@@ -236,7 +237,9 @@ def _facts(source: Source, device: str, num_train: int) -> dict[str, Any]:
         "classes": list(source.classes) if source.classes else None,
         "device_name": name,
         "threads": torch.get_num_threads(),
-        "versions": {n: metadata.version(n) for n in ("byol", "torch", "torchvision", "timm", "lightning", "numpy")},
+        "versions": {
+            n: metadata.version(n) for n in ("byol", "torch", "torchvision", "timm", "lightning-fabric", "numpy")
+        },
         "python": platform.python_version(),
         "git_commit": _git_commit(),
     }

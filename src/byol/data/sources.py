@@ -63,6 +63,14 @@ class Source:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels may name; 0 without labels, or with numbers that cannot be classes."""
+        if self.classes is not None or self.labels is None:
+            return len(self.classes or ())
+        highest = int(self.labels.max(initial=-1)) + 1
+        return highest if highest <= self.num_listed else 0
+
     def read(self, image_id: int) -> np.ndarray:
         """[H, W, channels] uint8; raises `Unusable` for a file that turns out broken."""
         return self.listing.read(self._position(image_id), self.channels)

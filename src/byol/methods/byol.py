@@ -29,13 +29,15 @@ class BYOL(Method):
     def defaults(situation: Situation) -> Defaults:
         """The rules of docs/defaults.md."""
         # The paper's own pairs (12.5k steps, 0.97), (31k, 0.99), (313k, 0.996) lie near 1 - tau = 375 / K. In short
-        # runs a target faster than 0.95 cost the embedding nearly all its rank (docs/benchmarks.md).
-        tau = 1 - min(max(375 / situation.total_steps, 0.004), 0.05)
+        # runs a faster target cost the embedding most of its rank (docs/defaults.md).
+        tau = 1 - min(max(375 / situation.total_steps, 0.004), 0.03)
         small = situation.image_size <= SMALL_IMAGE_PX
         return Defaults(
-            optimizer="sgd",
-            base_lr=0.2,
-            weight_decay=5e-4,
+            optimizer="adamw",
+            # Times images / 256, as for every optimizer, this is 0.002 sqrt(images / 256), Adam's scaling rule
+            # (Malladi et al. 2022, arXiv:2205.10287).
+            base_lr=round(0.002 * (256 / situation.images_per_step) ** 0.5, 6),
+            weight_decay=1e-4,
             warmup=0.1,
             method_args={
                 "hidden": 1024 if small else 4096,
