@@ -17,6 +17,7 @@ RECIPES = (
     "byol_imagenet_1000",
     "byol_imagenette",
     "byol_cifar10",
+    "cifar10_two_cores",
     "digits_demo",
 )
 

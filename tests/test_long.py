@@ -1,0 +1,58 @@
+"""What the documentation says of the demo and of CIFAR-10, measured again. Minutes each: `make test-long`."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from byol.data.sources import open_source
+from byol.demo import demo
+from byol.experiments import cifar10_two_cores
+from byol.pipeline import Silent, pretrain
+
+pytestmark = pytest.mark.slow
+
+
+def verdicts(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(m["step"], m["held_out/verdict"]) for m in lines if "held_out/verdict" in m]
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    outs = [tmp_path_factory.mktemp("demo") / f"seed-{seed}" for seed in range(3)]
+    return {out: demo(out, Silent(), seed=seed) for seed, out in enumerate(outs)}
+
+
+def test_the_demo_reaches_its_aim_in_the_mean_of_three_seeds(demos):
+    results = [found["results"] for found in demos.values()]
+    assert np.mean([r["fewshot"]["backbone"]["accuracy"] for r in results]) >= 0.85
+    assert np.mean([r["linear"]["backbone"]["accuracy"] for r in results]) >= 0.97
+    for r in results:
+        for baseline in ("raw pixels", "untrained"):
+            assert r["fewshot"]["backbone"]["accuracy"] > r["fewshot"][baseline]["accuracy"] + 0.1
+            assert r["linear"]["backbone"]["accuracy"] > r["linear"][baseline]["accuracy"]
+
+
+def test_the_demo_is_never_called_collapsed(demos):
+    for run in demos:
+        looks = verdicts(run)
+        assert len(looks) >= 20
+        assert "collapsed" not in [word for step, word in looks if step > 0]
+
+
+def test_byol_on_cifar10_is_never_called_collapsed_and_learns(tmp_path):
+    folder = Path(os.environ.get("BYOL_CIFAR10", "data/cifar10"))
+    if not (folder / "train.parquet").exists():
+        pytest.skip("no CIFAR-10; set BYOL_CIFAR10 to a folder with train.parquet and test.parquet")
+    source = open_source(folder)
+    assert (len(source), source.height, source.width, source.channels) == (50_000, 32, 32, 3)
+    pretrain(str(folder), tmp_path / "run", replace(cifar10_two_cores(), steps=1000, warmup_steps=100))
+    looks = verdicts(tmp_path / "run")
+    assert "collapsed" not in [word for step, word in looks if step > 0]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    knn = [m["held_out/knn"] for m in lines if "held_out/knn" in m]
+    assert knn[-1] > knn[0] + 0.05
