@@ -30,7 +30,7 @@ TOLERANCE = 1e-6
 """A fit has converged when no entry of the objective's gradient exceeds this."""
 
 SELECTION_TOLERANCE = 1e-4
-"""The same, for fits that only choose a penalty: a tenth of the iterations, and accuracies within a few images."""
+"""The same, for fits that only choose a penalty and whose weights are thrown away."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class LinearClassifier:
     std: np.ndarray
     """[D] float64, 1 for constant features."""
     converged: bool
-    """Whether L-BFGS ended by TOLERANCE, or with no progress left in float64; not by MAX_ITERATIONS."""
+    """Whether L-BFGS ended by its tolerance, or with no progress left in float64; not by MAX_ITERATIONS."""
 
     def predict(self, x: np.ndarray | Tensor) -> np.ndarray:
         """The most probable class of each row of x: [N, D]; int64 [N]."""
