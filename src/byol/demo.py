@@ -63,6 +63,7 @@ def evaluate_run(
         std=description["normalization"]["std"],
         protocols=protocols,
         seed=seed,
+        network_seed=description["seed"],
         say=observer.say,
     )
     found = {"run": str(run_directory), "data": data, "test": test, **found}

@@ -79,13 +79,15 @@ def evaluate(
     std: Sequence[float],
     protocols: Sequence[str] = PROTOCOLS,
     seed: int = 0,
+    network_seed: int = 0,
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """All protocols for the backbone, the raw pixels and the untrained backbone, as plain values for JSON.
 
     Test images are scored once for each number and choose nothing: penalties, and which of the two untrained
-    networks is the stronger, are decided on parts of the training images.
+    networks is the stronger, are decided on parts of the training images. seed: of the draws of labels and the
+    splits. network_seed: of the untrained networks' weights; the run's own makes them its first step's.
     """
 
     def features(network: Encoder, part: Labelled) -> Tensor:
@@ -97,7 +99,7 @@ def evaluate(
     sets["raw pixels"] = (raw_pixels(train.images), raw_pixels(test.images))
     candidates = {}
     for last_scale in (0, 1):
-        network = untrained(encoder.spec, seed, last_scale=last_scale)
+        network = untrained(encoder.spec, network_seed, last_scale=last_scale)
         candidates[last_scale] = (network, features(network, train))
     stronger = max(candidates, key=lambda s: _validation_knn(candidates[s][1], train.labels, seed))
     network, train_features = candidates[stronger]
