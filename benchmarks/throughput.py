@@ -39,7 +39,8 @@ def byol_steps(batch_size: int, device: str, precision: str) -> Iterator[dict[st
 
     from byol.data.loader import load_pixels
     from byol.data.sources import open_source
-    from byol.plan import Options, plan
+    from byol.options import Options
+    from byol.plan import plan
     from byol.train import Training, _Metrics
 
     outside = 0.0

@@ -10,7 +10,7 @@ def make_run():
     from dataclasses import asdict
 
     from byol.run import Run
-    from byol.views.recipes import BYOL_T, BYOL_T_PRIME
+    from byol.views.view import BYOL_T, BYOL_T_PRIME
 
     def make(**changes):
         fields = {

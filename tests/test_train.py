@@ -19,10 +19,10 @@ from byol.data.sources import open_source
 from byol.methods import Out
 from byol.methods.byol import BYOL
 from byol.online import HoldOut, OnlineClassifier
+from byol.options import Options
 from byol.pipeline import Silent, pretrain
-from byol.plan import Options
 from byol.train import Networks, Training, TrainingStopped, make_optimizer, train_step
-from byol.views.recipes import View
+from byol.views.view import View
 
 TINY = Options(
     backbone="resnet18",

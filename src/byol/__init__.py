@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from byol.export import load
+    from byol.options import Options
     from byol.pipeline import pretrain
-    from byol.plan import Options
 
 __all__ = ["Options", "load", "pretrain"]
 
-_HOMES = {"load": "byol.export", "Options": "byol.plan", "pretrain": "byol.pipeline"}
+_HOMES = {"load": "byol.export", "Options": "byol.options", "pretrain": "byol.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -103,8 +103,8 @@ def pretrain(
         str | None, typer.Option(metavar="RUN|FILE|timm:TAG", help="Weights the encoder starts from.")
     ] = None,
     hold_out: Annotated[
-        float, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none.")
-    ] = 0.05,
+        float | None, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none. 0.05 by default.")
+    ] = None,
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="Stop when the embedding collapses.")
     ] = False,
@@ -113,27 +113,6 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Train a backbone on images without labels. Only DATA and --out are needed; the rest follows from the data."""
-    _known("method", method, names.METHODS)
-    if backbone is not None:
-        _known("backbone", backbone, names.backbones())
-    if recipe is not None:
-        _known("recipe", recipe, names.RECIPES)
-    for name, value in (("epochs", epochs), ("base_lr", base_lr)):
-        if value is not None and value <= 0:
-            _fail(f"{name}={value:g} must be greater than 0")
-    if not 0 <= hold_out < 1:
-        _fail(f"hold_out={hold_out:g} is a share: at least 0 and less than 1")
-    if epochs is not None and steps is not None:
-        _fail("epochs and steps both say how long to train; give one of them")
-    _must_exist(data)
-    if resume and not (out / "run.json").is_file():
-        _fail(f"{out} holds no run.json to resume from; leave out --resume to start a run there")
-    if not resume:
-        _must_be_free(out)
-    from byol.console import Terminal, stderr
-    from byol.pipeline import facts_for_json
-    from byol.pipeline import pretrain as run_pretrain
-
     options = _options(
         method,
         recipe,
@@ -150,9 +129,18 @@ def pretrain(
         precision=None if precision is None else precision.value,
         device=None if device is None else device.value,
         init=init,
-        hold_out=None if recipe and hold_out == 0.05 else hold_out,
+        hold_out=hold_out,
         stop_on_collapse=stop_on_collapse,
     )
+    _must_exist(data)
+    if resume and not (out / "run.json").is_file():
+        _fail(f"{out} holds no run.json to resume from; leave out --resume to start a run there")
+    if not resume:
+        _must_be_free(out)
+    from byol.console import Terminal, stderr
+    from byol.pipeline import facts_for_json
+    from byol.pipeline import pretrain as run_pretrain
+
     with Terminal() as terminal:
         run = run_pretrain(data, out, options, resume=resume, observer=terminal)
     if as_json:
@@ -177,7 +165,8 @@ def evaluate(
     Raw pixels and the same network untrained stand beside it, under the same protocols.
     """
     for name in protocol or ():
-        _known("protocol", name, names.PROTOCOLS)
+        if name not in names.PROTOCOLS:
+            _fail(names.unknown("protocol", name, names.PROTOCOLS))
     if not (run / "backbone.json").is_file():
         _fail(f"{run} holds no backbone.json; is it the --out of a finished pretrain?")
     for place in (data, test):
@@ -211,14 +200,11 @@ def views(
     images: Annotated[int, typer.Option(min=1, max=32, help="How many images.")] = 8,
 ) -> None:
     """Draw what the network will see: pairs of views."""
-    _known("method", method, names.METHODS)
-    if recipe is not None:
-        _known("recipe", recipe, names.RECIPES)
+    options = _options(method, recipe, settings, image_size=image_size, seed=seed)
     _must_exist(data)
     from byol.console import stderr
     from byol.pipeline import views_sheet
 
-    options = _options(method, recipe, settings, image_size=image_size, seed=seed)
     stderr.print(f"Written to {views_sheet(data, out, options, num_images=images)}.")
 
 
@@ -241,8 +227,10 @@ def _options(method: str, recipe: str | None, settings: list[str] | None, **give
     from dataclasses import replace
 
     from byol.experiments import RECIPES
-    from byol.plan import Options
+    from byol.options import Options
 
+    if recipe is not None and recipe not in RECIPES:
+        _fail(names.unknown("recipe", recipe, RECIPES))
     options = RECIPES[recipe]() if recipe else Options(method=method)
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
     # How long to train, said here, replaces how long the recipe says.
@@ -251,11 +239,6 @@ def _options(method: str, recipe: str | None, settings: list[str] | None, **give
     if given.get("epochs") is not None and given.get("steps") is None:
         options = replace(options, steps=None)
     return options.with_settings(settings or ()).checked()
-
-
-def _known(kind: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        _fail(names.unknown(kind, name, known))
 
 
 def _must_exist(data: str) -> None:

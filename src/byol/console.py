@@ -114,5 +114,6 @@ def evaluation_rows(found: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
                 name: f"{r['accuracy']:.3f} +- {(r['interval_95'][1] - r['interval_95'][0]) / 2:.3f}"
                 for name, r in columns.items()
             }
-            rows.append(("few-shot, 5 labels a class", shown))
+            shots = next(iter(columns.values()))["shots"]
+            rows.append((f"few-shot, {shots} per class", shown))
     return rows

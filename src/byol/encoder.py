@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from byol.run import Stem
+
 SMALL_IMAGE_PX = 64
 """Images up to this size get the 3x3 stem where the backbone has a ResNet stem: at 32 px the usual stem leaves a
 1x1 feature map."""
-
-Stem = Literal["original", "3x3"]
 
 
 @dataclass(frozen=True)

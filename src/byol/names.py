@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import difflib
 import importlib.util
 import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 METHODS = ("byol",)
 PROTOCOLS = ("knn", "linear", "fewshot")
-RECIPES = (
-    "byol_imagenet_100",
-    "byol_imagenet_300",
-    "byol_imagenet_1000",
-    "byol_imagenette",
-    "byol_cifar10",
-    "cifar10_two_cores",
-    "digits_demo",
-)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -41,3 +35,30 @@ def backbones() -> tuple[str, ...]:
     for file in (Path(spec.origin).parent / "models").glob("*.py"):
         names.update(re.findall(r"^@register_model\s+def (\w+)\(", file.read_text("utf-8"), re.MULTILINE))
     return tuple(sorted(names))
+
+
+@cache
+def method_arguments(method: str) -> dict[str, Any]:
+    """The arguments of a method's constructor that a run may set, and their types, read from its source file: importing
+    it imports torch. ValueError for a method that does not exist."""
+    if method not in METHODS:
+        raise ValueError(unknown("method", method, METHODS))
+    tree = ast.parse((Path(__file__).parent / "methods" / f"{method}.py").read_text("utf-8"))
+    classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    own = next(node for node in classes if any(isinstance(b, ast.Name) and b.id == "Method" for b in node.bases))
+    constructor = next(node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return {argument.arg: _kind(argument.annotation) for argument in constructor.args.kwonlyargs}
+
+
+def _kind(annotation: ast.expr | None) -> Any:
+    """A type from its source: a name of Python's own, X | Y, or a Literal."""
+    match annotation:
+        case ast.Name(id=name):
+            return getattr(builtins, name)
+        case ast.Constant(value=None):
+            return type(None)
+        case ast.BinOp(left=left, right=right):
+            return _kind(left) | _kind(right)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            return Literal[ast.literal_eval(values)]
+    raise TypeError(f"an argument of a method has no type this can read: {annotation and ast.unparse(annotation)}")

@@ -13,10 +13,11 @@ from torch import Tensor
 from byol import pictures
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.sources import Source, open_source
-from byol.plan import Options, plan
+from byol.options import Options
+from byol.plan import plan
 from byol.run import Run
 from byol.train import Progress, Training
-from byol.views.recipes import View
+from byol.views.view import View
 
 
 class Observer(Protocol):

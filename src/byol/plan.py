@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import platform
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,110 +16,19 @@ from torch import Tensor
 from byol.data.loader import Normalization, data_statistics, split_hold_out, views_for
 from byol.data.sources import Source
 from byol.encoder import stem_for
-from byol.methods import Situation, argument_names, check_arguments, get
-from byol.names import backbones, unknown
-from byol.run import Optimizer, Precision, Run
-from byol.views.recipes import IMAGENET_MEAN, IMAGENET_STD, View
+from byol.methods import Situation, get
+from byol.options import Options
+from byol.run import Run
+from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
 
 LARGEST_DEFAULT_PX = 224
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a person, or a named recipe, decided; None leaves it to the rules."""
-
-    method: str = "byol"
-    method_args: dict[str, Any] = field(default_factory=dict)
-    backbone: str | None = None
-    backbone_args: dict[str, Any] | None = None
-    stem: str | None = None
-    image_size: int | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
-    epochs: float | None = None
-    steps: int | None = None
-    optimizer: str | None = None
-    base_lr: float | None = None
-    weight_decay: float | None = None
-    warmup_epochs: float | None = None
-    warmup_steps: int | None = None
-    views: tuple[View, ...] | None = None
-    precision: str | None = None
-    device: str | None = None
-    workers: int | None = None
-    seed: int = 0
-    hold_out: float = 0.05
-    init: str | None = None
-    stop_on_collapse: bool = False
-
-    def checked(self) -> Options:
-        """Itself, or ValueError in one line for what is wrong whatever the data."""
-        check_arguments(self.method, self.method_args)
-        _one_of("optimizer", self.optimizer, get_args(Optimizer))
-        _one_of("precision", self.precision, get_args(Precision))
-        _one_of("device", self.device, ("cpu", "cuda"))
-        _one_of("stem", self.stem, ("original", "3x3"))
-        if self.backbone is not None and self.backbone not in backbones():
-            raise ValueError(unknown("backbone", self.backbone, backbones()))
-        for name in ("image_size", "batch_size", "accumulate", "epochs", "steps", "base_lr"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value} must be greater than 0")
-        for name in ("weight_decay", "warmup_epochs", "warmup_steps", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name}={value} must not be negative")
-        if not 0 <= self.hold_out < 1:
-            raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps both say how long to train; give one of them")
-        if self.warmup_epochs is not None and self.warmup_steps is not None:
-            raise ValueError("warmup_epochs and warmup_steps both say how long to warm up; give one of them")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda' is not available here; use --device cpu")
-        return self
-
-    def with_settings(self, settings: Iterable[str]) -> Options:
-        """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""
-        options = self
-        own = {f.name for f in dataclasses.fields(self)}
-        view_fields = [f.name for f in dataclasses.fields(View)]
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals:
-                raise ValueError(f"--set {setting!r} is not of the form name=value")
-            value = _value(text)
-            if name in argument_names(options.method):
-                options = replace(options, method_args={**options.method_args, name: value})
-            elif name.startswith("view."):
-                part = name.removeprefix("view.")
-                if part not in view_fields:
-                    raise ValueError(unknown("field of a view", part, view_fields))
-                views = options.views or get(options.method).views
-                options = replace(options, views=tuple(replace(v, **{part: value}) for v in views))
-            elif name in own - {"views", "method_args", "method"}:
-                options = replace(options, **{name: value})
-            else:
-                known = [*argument_names(options.method), *sorted(own), *(f"view.{f}" for f in view_fields)]
-                raise ValueError(unknown("setting", name, known))
-        return options
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
-    if value is not None and value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(allowed)}")
 
 
 def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     """The run that `options` ask for on this data. ValueError, in one line, where they cannot be had."""
     options = options.checked()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda' is not available here; use --device cpu")
     num_train = len(split_hold_out(source, options.hold_out, options.seed)[0])
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = options.image_size or min(LARGEST_DEFAULT_PX, source.height, source.width)
@@ -144,7 +51,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     situation = Situation(num_train, size, source.channels, images_per_step, steps)
     method = get(options.method)
     defaults = method.defaults(situation)
-    views = options.views or method.views
+    views = tuple(replace(view, **options.view_changes) for view in options.views or method.views)
     if len(views) != len(method.views):
         raise ValueError(f"{options.method} takes {len(method.views)} views, not {len(views)}")
     # A target that starts from given weights starts as a copy of them: two networks that disagree is no start.
@@ -159,7 +66,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         method_args={**defaults.method_args, **started, **options.method_args},
         backbone=backbone,
         backbone_args=backbone_args,
-        stem=options.stem or stem_for(backbone, size),  # type: ignore[arg-type]
+        stem=options.stem or stem_for(backbone, size),
         image_size=size,
         channels=source.channels,
         mean=statistics.mean,
@@ -169,10 +76,10 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         accumulate=options.accumulate,
         total_steps=steps,
         warmup_steps=_warmup(options, defaults.warmup, steps, num_train, images_per_step),
-        optimizer=options.optimizer or defaults.optimizer,  # type: ignore[arg-type]
+        optimizer=options.optimizer or defaults.optimizer,
         base_lr=defaults.base_lr if options.base_lr is None else options.base_lr,
         weight_decay=defaults.weight_decay if options.weight_decay is None else options.weight_decay,
-        precision=options.precision or ("bf16" if has_bf16(device) else "32"),  # type: ignore[arg-type]
+        precision=options.precision or ("bf16" if has_bf16(device) else "32"),
         device=device,
         workers=_workers(device) if options.workers is None else options.workers,
         seed=options.seed,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 Optimizer = Literal["lars", "sgd", "adamw"]
 Precision = Literal["bf16", "32", "64"]
+Stem = Literal["original", "3x3"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Run:
     backbone: str
     """timm name."""
     backbone_args: dict[str, Any]
-    stem: Literal["original", "3x3"]
+    stem: Stem
     image_size: int
     """Height and width of the views, px."""
     channels: int
@@ -31,7 +32,7 @@ class Run:
     """Per channel, of images in [0, 1]; views are normalised with it and `std`."""
     std: tuple[float, ...]
     views: tuple[dict[str, Any], ...]
-    """Fields of byol.views.recipes.View, one for each view of the method."""
+    """Fields of byol.views.view.View, one for each view of the method."""
     batch_size: int
     """Images in one forward pass."""
     accumulate: int

@@ -34,7 +34,7 @@ from byol.online import ADVICE, HoldOut, OnlineClassifier, Probe
 from byol.optim import LARS, parameter_groups
 from byol.run import Run
 from byol.schedules import warmup_cosine
-from byol.views.recipes import View
+from byol.views.view import View
 
 _FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 LOG_EVERY_STEPS = 10

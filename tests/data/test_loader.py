@@ -20,7 +20,7 @@ from byol.data.loader import (
     views_for,
 )
 from byol.data.sources import DataError, open_source
-from byol.views.recipes import BYOL_T, BYOL_T_PRIME, View
+from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 
 PLAIN = Normalization((0.5,) * 3, (0.25,) * 3)
 
@@ -89,7 +89,7 @@ import json, torch
 import sys; sys.path.insert(0, {json.dumps(sys.path[0])!s})
 from byol.data.loader import Loader, Normalization
 from byol.data.sources import open_source
-from byol.views.recipes import BYOL_T, BYOL_T_PRIME
+from byol.views.view import BYOL_T, BYOL_T_PRIME
 loader = Loader(open_source({str(folder)!r}), (BYOL_T, BYOL_T_PRIME), pixels=None, size=24, batch_size=5,
                 normalization=Normalization((0.5,) * 3, (0.25,) * 3), seed=3)
 batch = next(iter(loader.batches(2, 3)))

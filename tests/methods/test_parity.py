@@ -19,7 +19,7 @@ from byol.methods.byol import BYOL
 from byol.online import OnlineClassifier
 from byol.train import Networks, make_optimizer, train_step
 from byol.views.ops import normalize
-from byol.views.recipes import IMAGENET_MEAN, IMAGENET_STD
+from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
 
 ORACLE = Path(os.environ.get("BYOL_ORACLE", Path(__file__).parents[1] / "oracles/deepmind_byol_steps.npz"))
 SETTINGS = {

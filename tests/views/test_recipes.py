@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from byol.views import ops, recipes
-from byol.views.recipes import BYOL_T, BYOL_T_PRIME, View
+from byol.views.view import BYOL_T, BYOL_T_PRIME, View, without_color
 
 N = 10_000
 
@@ -137,7 +137,7 @@ def make(view, images, ids, epoch=0, seed=0, size=24):
 @pytest.mark.parametrize("style", ["authors", "torchvision"])
 def test_views_do_not_depend_on_batch_or_order(channels, style):
     view = View(style=style, blur=0.5, solarize=0.2, rotate_degrees=10, shear=0.1)
-    view = view if channels == 3 else recipes.without_color(view)
+    view = view if channels == 3 else without_color(view)
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (256, channels, 28, 28), dtype=torch.uint8, generator=generator)
     ids = torch.randperm(10**6, generator=generator)[:256]
@@ -151,8 +151,8 @@ def test_views_do_not_depend_on_batch_or_order(channels, style):
 
 
 def test_gray_and_colour_data_get_the_same_draws():
-    assert torch.equal(draws(BYOL_T, num=100).box, draws(recipes.without_color(BYOL_T), num=100).box)
-    assert torch.equal(draws(BYOL_T, num=100).contrast, draws(recipes.without_color(BYOL_T), num=100).contrast)
+    assert torch.equal(draws(BYOL_T, num=100).box, draws(without_color(BYOL_T), num=100).box)
+    assert torch.equal(draws(BYOL_T, num=100).contrast, draws(without_color(BYOL_T), num=100).contrast)
 
 
 def test_epoch_image_view_and_seed_each_change_the_draw():

@@ -7,7 +7,7 @@ is dropped, an epoch belongs to an image, and a batch is a function of its numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from byol import rng
 from byol.data.decode import Unusable
 from byol.data.sources import DataError, Source
 from byol.views import ops, recipes
-from byol.views.recipes import View
+from byol.views.view import View, without_color
 
 MEMORY_LIMIT_BYTES = 4 << 30
 """Uniform images of at most SMALL_PX that take no more than this live in memory."""
@@ -258,4 +258,4 @@ def data_statistics(source: Source, pixels: Tensor | None, num: int = 2000) -> N
 
 def views_for(views: tuple[View, ...], channels: int) -> tuple[View, ...]:
     """The method's views, without what only makes sense for RGB where the images are not."""
-    return views if channels == 3 else tuple(recipes.without_color(replace(view)) for view in views)
+    return views if channels == 3 else tuple(without_color(view) for view in views)

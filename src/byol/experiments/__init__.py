@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from byol.plan import Options
-from byol.views.recipes import BYOL_T, BYOL_T_PRIME, View
+from byol.options import Options
+from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 
 _NO_BLUR_T = View(blur=0.0)
 _NO_BLUR_T_PRIME = View(blur=0.0, solarize=0.2)

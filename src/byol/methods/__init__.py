@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +12,7 @@ from byol.encoder import Encoder
 from byol.run import Optimizer
 
 if TYPE_CHECKING:
-    from byol.views.recipes import View
+    from byol.views.view import View
 
 
 @dataclass(frozen=True)
@@ -90,19 +89,3 @@ def get(name: str) -> type[Method]:
 
     methods: dict[str, type[Method]] = {"byol": BYOL}
     return methods[name]
-
-
-def check_arguments(name: str, arguments: dict[str, Any]) -> None:
-    """ValueError where `arguments` are not all keyword arguments of the method's constructor."""
-    from byol.names import unknown
-
-    known = argument_names(name)
-    for argument in arguments:
-        if argument not in known:
-            raise ValueError(unknown(f"argument of {name}", argument, known))
-
-
-def argument_names(name: str) -> tuple[str, ...]:
-    """The arguments of a method's constructor that a run may set."""
-    parameters = inspect.signature(get(name).__init__).parameters
-    return tuple(p for p in parameters if p not in ("self", "encoder"))

@@ -13,7 +13,7 @@ from byol.losses import regression
 from byol.methods import Defaults, Method, Out, Situation
 from byol.schedules import target_decay
 from byol.target import Target
-from byol.views.recipes import BYOL_T, BYOL_T_PRIME
+from byol.views.view import BYOL_T, BYOL_T_PRIME
 
 
 class BYOL(Method):
@@ -57,6 +57,8 @@ class BYOL(Method):
         target_init: Literal["independent", "copy"] = "independent",
     ) -> None:
         super().__init__()
+        if not 0 <= tau <= 1:
+            raise ValueError(f"tau={tau} is a decay: from 0 to 1")
         self.encoder = encoder
         self.projector = mlp(encoder.dim, hidden, out)
         self.predictor = mlp(out, hidden, out)

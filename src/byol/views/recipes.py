@@ -1,4 +1,4 @@
-"""Recipes of views as values, their random parameters drawn from keys, and their application to batches.
+"""The random parameters of views, drawn from keys, and their application to batches of images.
 
 `draw` samples, `crop_batch` (or `crop_one`, in a worker) cuts, `photometry` does the rest: geometry happens where the
 pixels are, everything else batched on the device.
@@ -7,9 +7,8 @@ pixels are, everything else batched on the device.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,61 +16,11 @@ from torch import Tensor
 
 from byol import rng
 from byol.views import ops
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from byol.views.view import View
 
 _OPERATIONS = ("crop", "affine", "flip", "jitter", "order", "gray", "blur", "solarize")
 _TRIES = len(_OPERATIONS)  # torchvision's crop draws from a key of its own
 _ORDERS = torch.tensor(list(permutations(range(4))))
-
-
-@dataclass(frozen=True)
-class View:
-    """How one view of an image is made, in the order in which the operations are applied.
-
-    The defaults are T of BYOL (Grill et al. 2020, Table 6), with the arithmetic of the authors' code.
-    """
-
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area, uniform."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width / height, log-uniform."""
-    rotate_degrees: float = 0.0
-    """Rotation uniform in +- this."""
-    shear: float = 0.0
-    """Horizontal shear factor uniform in +- this."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    jitter: float = 0.8
-    """Probability of colour jitter: the four changes below, in a random order."""
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    gray: float = 0.2
-    """Probability of grayscale."""
-    blur: float = 1.0
-    """Probability of Gaussian blur."""
-    sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur, px, uniform."""
-    solarize: float = 0.0
-    """Probability of solarization."""
-    style: Literal["authors", "torchvision"] = "authors"
-    """"authors": crops clipped to the image, bicubic without antialiasing, additive brightness, contrast about each
-    channel's mean, HSV saturation, blur with zeros outside. "torchvision": crops by rejection (ten tries, then the
-    centre), antialiased bicubic, multiplicative brightness, blends with gray, blur with reflection."""
-
-
-BYOL_T = View()
-"""View 1 of BYOL (Grill et al. 2020, Table 6)."""
-BYOL_T_PRIME = View(blur=0.1, solarize=0.2)
-"""View 2 of BYOL (Grill et al. 2020, Table 6)."""
-
-
-def without_color(view: View) -> View:
-    """The view for images that are not RGB: no hue, saturation or grayscale."""
-    return replace(view, saturation=0.0, hue=0.0, gray=0.0)
 
 
 @dataclass(frozen=True)

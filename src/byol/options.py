@@ -1,0 +1,141 @@
+"""What a person, or a named recipe, decided about a run; mistakes are answered without importing anything heavy."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from byol.names import backbones, method_arguments, unknown
+from byol.run import Optimizer, Precision, Stem
+from byol.views.view import View
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was decided by hand; None leaves it to the rules of docs/defaults.md."""
+
+    method: str = "byol"
+    method_args: dict[str, Any] = field(default_factory=dict)
+    backbone: str | None = None
+    backbone_args: dict[str, Any] | None = None
+    stem: Stem | None = None
+    image_size: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    epochs: float | None = None
+    steps: int | None = None
+    optimizer: Optimizer | None = None
+    base_lr: float | None = None
+    weight_decay: float | None = None
+    warmup_epochs: float | None = None
+    warmup_steps: int | None = None
+    views: tuple[View, ...] | None = None
+    view_changes: dict[str, Any] = field(default_factory=dict)
+    """Fields of View, set in each of the views."""
+    precision: Precision | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    workers: int | None = None
+    seed: int = 0
+    hold_out: float = 0.05
+    init: str | None = None
+    stop_on_collapse: bool = False
+
+    def checked(self) -> Options:
+        """Itself, or ValueError in one line for what is wrong whatever the data."""
+        if self.backbone is not None and self.backbone not in backbones():
+            raise ValueError(unknown("backbone", self.backbone, backbones()))
+        _check_kinds("", vars(self), get_type_hints(Options))
+        _check_kinds(f"argument of {self.method}", self.method_args, method_arguments(self.method))
+        _check_kinds("field of a view", self.view_changes, get_type_hints(View))
+        for view in self.views or (View(),):
+            replace(view, **self.view_changes)  # a View checks its own ranges
+        for name in ("image_size", "batch_size", "accumulate", "epochs", "steps", "base_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value} must be greater than 0 and finite")
+        for name in ("weight_decay", "warmup_epochs", "warmup_steps", "workers", "seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value} must not be negative")
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps both say how long to train; give one of them")
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ValueError("warmup_epochs and warmup_steps both say how long to warm up; give one of them")
+        if self.init is not None and not self.init.startswith("timm:") and not Path(self.init).exists():
+            raise ValueError(f"init={self.init!r} does not exist; give a run, a .safetensors file, or timm:TAG")
+        return self
+
+    def with_settings(self, settings: Iterable[str]) -> Options:
+        """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""
+        options = self
+        own = get_type_hints(Options)
+        for name in ("method", "method_args", "views", "view_changes"):  # set by ways of their own
+            del own[name]
+        of_view = {f"view.{name}": kind for name, kind in get_type_hints(View).items()}
+        of_method = method_arguments(self.method)
+        kinds = own | of_view | of_method
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"--set {setting!r} is not of the form name=value")
+            if name not in kinds:
+                raise ValueError(unknown("setting", name, kinds))
+            value = _value(text, kinds[name])
+            if name in of_method:
+                options = replace(options, method_args={**options.method_args, name: value})
+            elif name in of_view:
+                changes = {**options.view_changes, name.removeprefix("view."): value}
+                options = replace(options, view_changes=changes)
+            else:
+                options = replace(options, **{name: value})
+        return options
+
+
+def _value(text: str, kind: Any) -> Any:
+    """What was typed as Python's own literals read it, or the text where that is what is wanted."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    value = tuple(value) if isinstance(value, list) else value
+    return text if not _fits(value, kind) and _fits(text, kind) else value
+
+
+def _check_kinds(what: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(unknown(what, name, kinds))
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"{name}={value!r} is not possible; use {_words(kinds[name])}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated kind; whole numbers are numbers too, truth values are not."""
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple and Ellipsis not in arguments:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin in (int, float):
+        return isinstance(value, int if origin is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, origin)
+
+
+def _words(kind: Any) -> str:
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(each) for each in arguments if each is not type(None))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"{len(arguments)} values such as (0.2, 1)"
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    return words.get(origin, "a dictionary such as {'layers': [1, 1, 1, 1]}")
