@@ -8,6 +8,7 @@ from torch import nn
 
 from byol.encoder import Encoder, EncoderSpec, initialize, stem_for
 from byol.heads import mlp
+from byol.methods.byol import BYOL
 
 TRUNCATED = 0.8796256610  # standard deviation of a unit normal cut at two sigma
 
@@ -17,7 +18,12 @@ def check_moments():
     network = nn.Sequential(nn.Conv2d(16, 256, 3), nn.BatchNorm2d(256), nn.Linear(700, 300))
     nn.init.constant_(network[1].weight, 0.5)
     initialize(network)
-    for part, fan_in in ((network[0], 144), (network[2], 700)):
+    check_weights((network[0], 144), (network[2], 700))
+    assert (network[1].weight == 1).all()
+
+
+def check_weights(*layers):
+    for part, fan_in in layers:
         weight, sigma = part.weight.detach().double(), 1 / math.sqrt(fan_in)
         n = weight.numel()
         assert abs(weight.mean().item()) < 4 * TRUNCATED * sigma / math.sqrt(n)
@@ -26,8 +32,18 @@ def check_moments():
         assert weight.abs().max().item() > 1.98 * sigma
         # Kurtosis tells a truncated normal (2.37) from a uniform (1.8) and a full normal (3).
         assert (weight**4).mean().item() / (weight**2).mean().item() ** 2 == pytest.approx(2.37, abs=0.05)
-        assert (part.bias == 0).all()
-    assert (network[1].weight == 1).all()
+        assert part.bias is None or (part.bias == 0).all()
+
+
+def check_heads():
+    torch.manual_seed(0)
+    method = BYOL(Encoder(EncoderSpec("resnet18", 32, stem="3x3")), hidden=1024, out=256)
+    for head in (method.projector, method.predictor, method.target.module[1]):
+        check_weights(*((layer, layer.in_features) for layer in (head[0], head[3])))
+
+
+def test_moments_of_the_heads_weights():
+    check_heads()
 
 
 def test_moments_of_the_weights():

@@ -23,7 +23,8 @@ from byol import losses, optim, schedules, target, train
 from byol.methods import Out
 from byol.methods import byol as byol_module
 from byol.methods.byol import BYOL
-from byol.views import ops, recipes
+from byol.views import ops
+from byol.views.view import BYOL_T, View
 
 
 def check_parity(make_run):
@@ -49,8 +50,10 @@ CHECKS = {
     "target: small increments": lambda _: test_target.check_float32_increments(),
     "encoder: moments": lambda _: test_encoder.check_moments(),
     "heads: shape": lambda _: test_encoder.check_head(),
+    "heads: moments": lambda _: test_encoder.check_heads(),
     "views: recorded colour": lambda _: test_ops.check_recorded_colour(),
     "views: golden blur": lambda _: test_ops.check_golden_blur(),
+    "views: the method's pair": lambda _: test_recipes.check_byol_pair(),
     "views: application rates": lambda _: test_recipes.check_byol_rates(),
     "views: ranges": lambda _: test_recipes.check_byol_ranges(),
 }
@@ -239,15 +242,17 @@ MUTANTS = {
     "moving average in half precision": (target.Target, "follow", half_follow, "target: small increments"),
     "decay and its complement exchanged": (target.Target, "follow", lambda self, online, decay: right_follow(self, online, 1 - decay), "target: moving average"),
     "PyTorch's own initialisation": (test_encoder, "initialize", kaiming, "encoder: moments"),
+    "PyTorch's own initialisation of the heads": (byol_module, "initialize", lambda module: None, "heads: moments"),
     "schedule by epoch": (test_schedules, "warmup_cosine", epoch_wise, "schedules: recorded learning rate"),
     "warm-up not from zero": (test_schedules, "warmup_cosine", no_warm_up_from_zero, "schedules: recorded learning rate"),
     "multiplicative brightness": (ops, "tf_brightness", lambda x, d: ops.tv_brightness(x, 1 + d), "views: recorded colour"),
     "contrast about the gray mean": (ops, "tf_contrast", ops.tv_contrast, "views: recorded colour"),
     "saturation as a blend with gray": (ops, "tf_saturation", ops.tv_saturation, "views: recorded colour"),
     "reflected borders in the blur": (ops, "blur", lambda x, taps, right=ops.blur: right(x, taps, padding="reflect"), "views: golden blur"),
-    "the same views twice": (test_recipes, "BYOL_T_PRIME", recipes.BYOL_T, "views: application rates"),
-    "blur on half of both views": (test_recipes, "BYOL_T", recipes.View(blur=0.5), "views: application rates"),
-    "saturation 0.4": (test_recipes, "BYOL_T", recipes.View(saturation=0.4), "views: ranges"),
+    "the same views twice": (test_recipes, "BYOL_T_PRIME", BYOL_T, "views: application rates"),
+    "the method with one view twice": (BYOL, "views", (BYOL_T, BYOL_T), "views: the method's pair"),
+    "blur on half of both views": (test_recipes, "BYOL_T", View(blur=0.5), "views: application rates"),
+    "saturation 0.4": (test_recipes, "BYOL_T", View(saturation=0.4), "views: ranges"),
 }  # fmt: skip
 
 right_follow = target.Target.follow
@@ -255,6 +260,21 @@ right_follow = target.Target.follow
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_every_check_passes_as_things_are(check, make_run):
+    CHECKS[check](make_run)
+
+
+@pytest.mark.parametrize(
+    ("where", "attribute", "right", "check"),
+    [
+        (BYOL, "forward", forward_with(), "parity: eight recorded steps"),
+        (optim.LARS, "step", lars_with(None), "optim: golden LARS"),
+        (optim.LARS, "step", lars_with(None), "optim: biases and norms"),
+    ],
+)
+def test_what_the_mutants_are_made_of_is_right_without_their_fault(
+    where, attribute, right, check, make_run, monkeypatch
+):
+    monkeypatch.setattr(where, attribute, right)
     CHECKS[check](make_run)
 
 

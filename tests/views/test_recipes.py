@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from byol.methods.byol import BYOL
 from byol.views import ops, recipes
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View, without_color
 
@@ -24,6 +25,26 @@ def same(a, b):
         (x is None and y is None) or torch.equal(x, y)
         for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     )
+
+
+def check_byol_pair():
+    """Table 6 of Grill et al. 2020, written out."""
+    shared = {
+        "flip": 0.5,
+        "jitter": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+        "gray": 0.2,
+    }
+    shared |= {"crop_area": (0.08, 1.0), "crop_aspect": (3 / 4, 4 / 3), "sigma": (0.1, 2.0), "rotate_degrees": 0.0}
+    for view, own in zip(BYOL.views, ({"blur": 1.0, "solarize": 0.0}, {"blur": 0.1, "solarize": 0.2}), strict=True):
+        assert vars(view) == {**shared, "shear": 0.0, "style": "authors", **own}
+
+
+def test_the_method_s_views_are_the_paper_s_pair():
+    check_byol_pair()
 
 
 def check_byol_rates():

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from byol.encoder import SMALL_IMAGE_PX, Encoder
+from byol.encoder import SMALL_IMAGE_PX, Encoder, initialize
 from byol.heads import mlp
 from byol.losses import regression
 from byol.methods import Defaults, Method, Out, Situation
@@ -59,9 +59,14 @@ class BYOL(Method):
         super().__init__()
         if not 0 <= tau <= 1:
             raise ValueError(f"tau={tau} is a decay: from 0 to 1")
+        if min(hidden, out) < 1:
+            raise ValueError(f"hidden={hidden} and out={out} are widths: at least 1")
         self.encoder = encoder
         self.projector = mlp(encoder.dim, hidden, out)
         self.predictor = mlp(out, hidden, out)
+        # The encoder comes with weights of its own: drawn, or given.
+        initialize(self.projector)
+        initialize(self.predictor)
         self.target = Target(self.online(), init=target_init)
         self.tau = tau
 
