@@ -67,6 +67,11 @@ def load(path: Path, module: nn.Module, optimizer: Optimizer) -> int:
     for key, value in entries.items():
         _, index, name = key.split(".", 2)
         state.setdefault(int(index), {})[name] = value
-    with torch.no_grad():
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+                # In the parameter's memory format: fused optimizers read both as they lie.
+                values[name] = torch.empty_like(parameters[index], dtype=value.dtype, device="cpu").copy_(value)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"])
