@@ -28,16 +28,21 @@ def crop_weights(start: Tensor, length: Tensor, in_size: int, out_size: int, *, 
     resize (whose kernel rounds its offsets to 1/1024; this one does not); antialias=True widens the kernel when
     shrinking, as Pillow and torchvision do.
     """
-    out = torch.arange(out_size, dtype=torch.float64)
     scale = (length / out_size)[:, None, None]
-    centre = (out[:, None] + 0.5) * scale  # in the crop's coordinates, where pixel j covers [j, j + 1)
-    pixel = torch.arange(in_size, dtype=torch.float64) - start[:, None, None]
+    centre = (torch.arange(out_size, dtype=torch.float64)[:, None] + 0.5) * scale
+    # In the crop's coordinates, where pixel j covers [j, j + 1). Unwidened, the kernel reaches four pixels.
+    every = torch.arange(in_size, dtype=torch.float64) - start[:, None, None]
+    pixel = every if antialias else torch.floor(centre - 0.5) + torch.arange(-1, 3)
     distance = pixel + 0.5 - centre
     if antialias:
         distance = distance / scale.clamp_min(1.0)
     inside = (pixel >= 0) & (pixel < length[:, None, None])
     weights = keys_cubic(distance) * inside
-    return weights / weights.sum(-1, keepdim=True)
+    weights = weights / weights.sum(-1, keepdim=True)
+    if antialias:
+        return weights
+    column = (pixel + start[:, None, None]).long().clamp(0, in_size - 1)
+    return weights.new_zeros(len(start), out_size, in_size).scatter_add_(-1, column, weights)
 
 
 def crop_resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
