@@ -12,7 +12,6 @@ from torch import Tensor
 
 from byol.evaluate.linear import (
     PENALTIES,
-    SELECTION_TOLERANCE,
     best_penalty,
     labelled,
     logistic_path,
@@ -85,8 +84,7 @@ def fewshot_evaluation(
         scores: dict[float, list[float]] = {}
         for sample in draw_shots(y[pool], shots, VALIDATION_DRAWS, generator):
             chosen = pool[sample]
-            path = logistic_path(x[chosen], y[chosen], penalties, statistics=statistics, tolerance=SELECTION_TOLERANCE)
-            for p, model in path.items():
+            for p, model in logistic_path(x[chosen], y[chosen], penalties, statistics=statistics).items():
                 scores.setdefault(p, []).append(model.accuracy(x[validation], y[validation]))
                 converged &= model.converged
         validation_accuracies = {p: float(np.mean(s)) for p, s in scores.items()}
