@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import byol
-from byol import checkpoint, online
+from byol import checkpoint
+from byol.console import Terminal
 from byol.data.loader import Batch, Loader, Normalization, load_pixels
 from byol.data.sources import open_source
 from byol.methods import Out
@@ -115,14 +116,25 @@ def strip(path):
     return [(m["step"], m.get("loss"), m.get("held_out/std")) for m in lines(path / "metrics.jsonl")]
 
 
+class Stop(Silent):
+    def progress(self, progress):
+        if progress.step == 10 and progress.metrics:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_fused_optimizer_resumes_to_the_same_bytes(images, tmp_path, optimizer):
+    options = replace(TINY, optimizer=optimizer, base_lr=0.01, warmup_steps=0)
+    pretrain(images, tmp_path / "whole", options)
+    with pytest.raises(TrainingStopped):
+        pretrain(images, tmp_path / "stopped", options, observer=Stop())
+    pretrain(images, tmp_path / "stopped", resume=True)
+    whole, stopped = (tmp_path / name / "backbone.safetensors" for name in ("whole", "stopped"))
+    assert whole.read_bytes() == stopped.read_bytes()
+
+
 def test_a_stopped_run_resumes_to_the_same_bytes(images, finished, tmp_path):
     out = tmp_path / "run"
-
-    class Stop(Silent):
-        def progress(self, progress):
-            if progress.step == 10 and progress.metrics:
-                raise KeyboardInterrupt
-
     with pytest.raises(TrainingStopped, match="--resume"):
         pretrain(images, out, TINY, observer=Stop())
     assert not (out / "backbone.safetensors").exists()
@@ -307,17 +319,12 @@ def test_dropout_is_seeded_by_the_step(images, tmp_path):
 
 
 class Collapsing(BYOL):
-    """A method made to collapse: its target follows at once and its predictor is the identity."""
-
-    def __init__(self, encoder, **arguments):
-        super().__init__(encoder, **arguments)
-        self.predictor = nn.Identity()
+    """BYOL without predictor, target and stop-gradient: attraction alone, which a constant satisfies best."""
 
     def forward(self, v, v_prime):
         y, y_prime = self.encoder(v), self.encoder(v_prime)
         z, z_prime = self.projector(y), self.projector(y_prime)
-        spread = (z - z.detach().mean(0)).square().mean() + (z_prime - z_prime.detach().mean(0)).square().mean()
-        return Out(spread + (z - z_prime).square().mean(), y, z)
+        return Out((2 - 2 * nn.functional.cosine_similarity(z, z_prime)).mean(), y, z)
 
 
 def test_collapse_is_called_out_and_stops_the_run(images, tmp_path, monkeypatch):
@@ -330,7 +337,6 @@ def test_collapse_is_called_out_and_stops_the_run(images, tmp_path, monkeypatch)
     assert looks[-1]["held_out/verdict"] == "collapsed"
     assert looks[-1]["step"] <= 100
     assert checkpoint.latest(tmp_path / "run" / "checkpoints") is not None
-    assert online.ADVICE
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -341,7 +347,52 @@ def test_byol_itself_is_not_called_collapsed(images, tmp_path, seed):
                       views=(View(crop_area=(0.4, 1), flip=0, blur=0),) * 2)  # fmt: skip
     pretrain(source, tmp_path / "run", options)
     looks = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "held_out/verdict" in m]
+    assert "collapsed" not in [m["held_out/verdict"] for m in looks if m["step"] > 0]
     assert looks[-1]["held_out/verdict"] == "healthy"
+
+
+def probe(step, word):
+    return SimpleNamespace(
+        step=step, total_steps=9, metrics={}, images_per_second=0.0, probe=SimpleNamespace(word=word)
+    )
+
+
+def test_the_terminal_gives_the_advice_once_for_each_collapse():
+    from rich.console import Console
+
+    console = Console(record=True, width=200, stderr=True)
+    with Terminal(console) as terminal:
+        for step, word in ((0, "collapsed"), (1, "collapsed"), (2, "collapsed"), (3, "healthy"), (4, "collapsed")):
+            terminal.progress(probe(step, word))
+    told = [line for line in console.export_text().splitlines() if "has collapsed" in line]
+    assert [line.split(":")[0] for line in told] == ["step 1", "step 4"]
+
+
+def test_the_terminal_says_nothing_of_a_network_that_has_not_begun():
+    from rich.console import Console
+
+    console = Console(record=True, width=200, stderr=True)
+    with Terminal(console) as terminal:
+        for step, word in ((0, "collapsed"), (1, "healthy")):
+            terminal.progress(probe(step, word))
+    assert "collapsed" not in console.export_text()
+
+
+def test_float64_runs_with_held_out_images(images, tmp_path):
+    pretrain(images, tmp_path / "run", replace(TINY, steps=2, precision="64"))
+    assert [m["step"] for m in lines(tmp_path / "run" / "metrics.jsonl") if "held_out/std" in m] == [0, 2]
+
+
+def test_a_small_image_that_proves_truncated_is_listed_as_skipped(tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
+    whole = (tmp_path / "05.png").read_bytes()
+    (tmp_path / "05.png").write_bytes(whole[: len(whole) // 2])
+    pretrain(str(tmp_path), tmp_path / "run", replace(TINY, steps=1, batch_size=4))
+    assert [m["name"] for m in lines(tmp_path / "run" / "skipped.jsonl")] == ["05.png"]
+    assert "1 skipped" in (tmp_path / "run" / "plan.txt").read_text()
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(images, tmp_path):

@@ -69,10 +69,12 @@ class Terminal:
 
     def progress(self, step: Step) -> None:
         if step.probe is not None:
-            self._word = _WORDS[step.probe.word]
-            if step.probe.word == "collapsed" and not self._collapsed and step.step > 0:
+            # At step 0 batch norm's running statistics say nothing yet.
+            collapsed = step.probe.word == "collapsed" and step.step > 0
+            if collapsed and not self._collapsed:
                 self.say(f"[bold red]step {step.step}[/]: {ADVICE}")
-            self._collapsed = step.probe.word == "collapsed"
+            self._collapsed = collapsed
+            self._word = _WORDS[step.probe.word] if step.step > 0 else "-"
         if step.metrics:
             parts = [f"{step.images_per_second:,.0f} images/s", f"loss {step.metrics['loss']:.3f}"]
             if "tau" in step.metrics:

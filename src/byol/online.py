@@ -18,7 +18,7 @@ from byol.methods import Method
 
 ADVICE = (
     "the embedding has collapsed: images no longer differ in it. Try a lower --base-lr, a longer warm-up "
-    "(--set warmup_steps=N), a higher tau, or a larger batch; the report of this run shows when it began"
+    "(--set warmup_steps=N), a higher tau, or a larger batch; metrics.jsonl shows when it began"
 )
 
 
@@ -36,11 +36,8 @@ class OnlineClassifier(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over the labelled images; 0 where there is none. features: [B, D]. labels: [B] int64,
         -1 for unknown."""
-        logits = (
-            self.linear(features.detach()).float()
-            if features.dtype != torch.float64
-            else self.linear(features.detach())
-        )
+        logits = self.linear(features.detach())
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         return total / (labels >= 0).sum().clamp_min(1)
 
@@ -78,7 +75,7 @@ class HoldOut:
         method.eval()
         try:
             pairs = [
-                tuple(method.embed(v.contiguous(memory_format=torch.channels_last)).float() for v in batch.views[:2])
+                tuple(method.embed(self._ready(v, method)).float() for v in batch.views[:2])
                 for batch in self._views(self._held, self._rows)
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
@@ -86,6 +83,11 @@ class HoldOut:
             return Probe(step, found, verdict(found), self._knn(method) if self._labelled else None)
         finally:
             method.train(training)
+
+    @staticmethod
+    def _ready(images: Tensor, method: Method) -> Tensor:
+        dtype = next(method.parameters()).dtype
+        return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
     def _views(self, loader: Loader, rows: Tensor) -> Any:
         for part in rows.split(256):
@@ -95,8 +97,8 @@ class HoldOut:
         parts = []
         for part in rows.split(256):
             images = evaluation_images(loader.source, loader.pixels, part, loader.size).to(loader.device)
-            plain = loader.normalization(images.float() / 255).contiguous(memory_format=torch.channels_last)
-            parts.append(method.encoder(plain).float())
+            plain = loader.normalization(images.float() / 255)
+            parts.append(method.encoder(self._ready(plain, method)).float())
         return torch.cat(parts)
 
     def _knn(self, method: Method) -> float:

@@ -43,8 +43,8 @@ def open_for_training(data: str, observer: Observer) -> tuple[Source, Tensor | N
     source = open_source(data, part="train")
     if not fits_memory(source):
         return source, None
-    source, pixels, _ = load_pixels(source, observer.loading)
-    return source, pixels
+    source, pixels, skipped = load_pixels(source, observer.loading)
+    return replace(source, skipped=source.skipped + skipped), pixels
 
 
 def pretrain(
