@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -57,6 +58,18 @@ def test_the_last_norm_of_each_block_starts_at_one():
         norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
         assert norms
         assert all((m.weight == 1).all() and (m.bias == 0).all() for m in norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("mobilenetv3_small_050", 64), ("vgg11", 32), ("resnetv2_50", 64), ("resnext26ts", 64),
+                       ("vit_tiny_patch16_224", 48), ("convnext_atto", 32), ("efficientnet_b0", 64)],
+)  # fmt: skip
+def test_features_are_as_wide_as_said_and_the_spec_builds_the_same_timm_model(name, size):
+    encoder = Encoder(EncoderSpec(name, size, 3, stem_for(name, size))).eval()
+    assert encoder(torch.randn(2, 3, size, size)).shape == (2, encoder.dim)
+    own = timm.create_model(name, num_classes=0, in_chans=3, **encoder.spec.args)
+    if encoder.spec.stem == "original":
+        own.load_state_dict(encoder.model.state_dict(), strict=True)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])

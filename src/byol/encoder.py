@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,9 @@ class EncoderSpec:
 
 def stem_for(name: str, image_size: int) -> Stem:
     """The stem this package chooses: 3x3 for ResNets of timm on images up to SMALL_IMAGE_PX, else timm's own."""
-    has_resnet_stem = name.startswith(("resnet", "resnext", "wide_resnet", "seresnet"))
+    import timm
+
+    has_resnet_stem = timm.models.is_model_in_modules(name, {"resnet"})
     return "3x3" if has_resnet_stem and image_size <= SMALL_IMAGE_PX else "original"
 
 
@@ -51,17 +53,18 @@ class Encoder(nn.Module):
         import timm
 
         super().__init__()
-        self.spec = spec
         args = dict(spec.args)
         name = spec.name if pretrained_tag is None else f"{spec.name}.{pretrained_tag}"
         if getattr(timm.get_pretrained_cfg(spec.name), "fixed_input_size", False):
             args.setdefault("img_size", spec.image_size)
+        self.spec = replace(spec, args=args)
         self.model = timm.create_model(
             name, pretrained=pretrained_tag is not None, num_classes=0, in_chans=spec.channels, **args
         )
         if spec.stem == "3x3":
             use_small_stem(self.model, spec.channels)
-        self.dim = int(self.model.num_features)
+        # Where a layer stands between pooling and classifier, timm's num_features is the width before it.
+        self.dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

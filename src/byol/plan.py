@@ -96,9 +96,10 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
 def _backbone(options: Options, size: int, device: str) -> tuple[str, dict[str, Any]]:
     if options.backbone is not None:
         return options.backbone, options.backbone_args or {}
+    name, args = ("resnet18", {}) if size <= 64 else ("resnet50", {})
     if device == "cpu":
-        return "resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
-    return ("resnet18" if size <= 64 else "resnet50"), {}
+        name, args = "resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
+    return name, args if options.backbone_args is None else options.backbone_args
 
 
 def _batch_size(num_train: int, device: str) -> int:
