@@ -9,7 +9,7 @@ from typing import Any
 
 from byol import pictures
 from byol.data.sources import open_source
-from byol.evaluate.table import PROTOCOLS, evaluate, load_labelled, split_labelled
+from byol.evaluate.table import PROTOCOLS, evaluate, load_labelled, split_labelled, with_classes_of
 from byol.experiments import digits_demo
 from byol.export import load, read_description
 from byol.pipeline import Observer, pretrain, views_sheet
@@ -52,7 +52,7 @@ def evaluate_run(
     train = load_labelled(source, spec.image_size)
     if test is not None or source.has_test_part:
         tests = open_source(test or data, part="all" if test else "test", channels=source.channels)
-        held = load_labelled(tests, spec.image_size)
+        held = with_classes_of(train, load_labelled(tests, spec.image_size), test or data)
     else:
         train, held = split_labelled(train)
     found = evaluate(

@@ -61,7 +61,12 @@ def test_rows_beyond_the_k_nearest_have_no_vote():
 def test_a_tie_goes_to_the_lowest_class():
     bank = torch.tensor([[1.0, 0.0]] * 3)
     labels = torch.tensor([2, 1, 3])
-    assert weighted_knn(bank, labels, torch.tensor([[1.0, 0.0]]), num_classes=5).tolist() == [1]
+    assert weighted_knn(bank, labels, torch.tensor([[1.0, 0.0]])).tolist() == [1]
+
+
+def test_labels_may_be_any_numbers():
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert weighted_knn(bank, torch.tensor([20_231_115, 7]), bank, k=1).tolist() == [20_231_115, 7]
 
 
 def test_chunks_do_not_change_predictions(monkeypatch):
@@ -88,9 +93,8 @@ def test_no_queries_give_no_predictions():
     [
         ({"k": 0}, "k=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
-        ({"num_classes": 2}, "num_classes=2"),
         ({"bank_labels": torch.tensor([0, 1])}, "3 rows and 2 labels"),
-        ({"bank_labels": torch.tensor([0, -1, 1])}, "from -1 to 1"),
+        ({"bank_labels": torch.tensor([0, -1, 1])}, "a label is -1"),
         ({"queries": torch.ones(1, 3)}, r"\[1, 3\]"),
     ],
 )

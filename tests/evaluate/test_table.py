@@ -9,7 +9,7 @@ import torch
 from byol.data.loader import load_pixels
 from byol.data.sources import DataError, open_source
 from byol.encoder import Encoder, EncoderSpec
-from byol.evaluate.table import Labelled, evaluate, load_labelled, split_labelled, untrained
+from byol.evaluate.table import Labelled, evaluate, load_labelled, split_labelled, untrained, with_classes_of
 from byol.options import Options
 from byol.plan import plan
 from byol.train import build
@@ -83,6 +83,26 @@ def test_data_without_labels_cannot_be_evaluated(tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((4, 12, 12, 3), np.uint8))
     with pytest.raises(DataError, match="no labels"):
         load_labelled(open_source(tmp_path / "images.npy"), 12)
+
+
+def test_test_labels_are_matched_by_their_classes_names():
+    train = part(90, 0)
+    other = Labelled(train.images[:3], torch.tensor([0, 1, 0]), ("c", "a"))
+    assert with_classes_of(train, other, "other").labels.tolist() == [2, 0, 2]
+    with pytest.raises(DataError, match="'d'"):
+        with_classes_of(train, replace(other, classes=("a", "d")), "other")
+
+
+def test_few_shot_is_left_out_where_a_class_is_too_small():
+    train, said = part(90, 0), []
+    few = Labelled(train.images[:11], train.labels[:11], train.classes)
+    found = evaluate(
+        Encoder(SPEC).eval(), few, part(30, 1), mean=(0.4,), std=(0.2,), protocols=("knn", "fewshot"), say=said.append
+    )
+    assert set(found["results"]) == {"knn"}
+    assert "left out" in said[0]
+    with pytest.raises(DataError, match="few-shot needs 5"):
+        evaluate(Encoder(SPEC).eval(), few, part(30, 1), mean=(0.4,), std=(0.2,), protocols=("fewshot",))
 
 
 def test_the_encoder_under_evaluation_is_left_as_it_was():

@@ -18,17 +18,16 @@ def weighted_knn(
     *,
     k: int = 20,
     temperature: float = 0.07,
-    num_classes: int | None = None,
 ) -> Tensor:
     """Predicted classes, int64 [Q], by a weighted vote of nearest neighbours. Wu et al. 2018, section 3.4.
 
     Each of the k bank rows of highest cosine similarity s to a query votes for its class with weight
-    exp(s / temperature); k above N counts as N. On a tie the lowest class index wins; which of several bank
+    exp(s / temperature); k above N counts as N. On a tie the lowest label wins; which of several bank
     rows with the k-th similarity gets a vote is torch.topk's choice. The temperature is the paper's, whose k
     is 200.
 
     bank: [N, D] and queries: [Q, D], floating, of any scale (rows are L2-normalised here), on one device.
-    bank_labels: [N] int, 0 to num_classes - 1. num_classes: by default the largest label + 1.
+    bank_labels: [N] int, at least 0.
     """
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank is {list(bank.shape)} and queries {list(queries.shape)}; use [N, D] and [Q, D]")
@@ -38,15 +37,9 @@ def weighted_knn(
         raise ValueError(f"k={k} is not allowed; use 1 or more")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} is not allowed; use a positive number")
-    labels = bank_labels.long()
-    if num_classes is None:
-        num_classes = int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}; num_classes={num_classes} "
-            f"allows 0 to {num_classes - 1}"
-        )
-
+    if bank_labels.min() < 0:
+        raise ValueError(f"a label is {int(bank_labels.min())}: unknown; leave images without a label out of the bank")
+    classes, labels = bank_labels.long().unique(return_inverse=True)
     bank = F.normalize(bank.float(), dim=1)
     queries = F.normalize(queries.float(), dim=1)
     k = min(k, len(bank))
@@ -55,6 +48,6 @@ def weighted_knn(
         similarities, neighbours = (chunk @ bank.T).topk(k, dim=1)
         # One factor per query leaves the vote as it is, and exp(1 / temperature) would overflow at 0.01.
         weights = ((similarities - similarities[:, :1]).double() / temperature).exp()
-        votes = weights.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[neighbours], weights)
-        predictions.append(votes.argmax(dim=1))
+        votes = weights.new_zeros(len(chunk), len(classes)).scatter_add_(1, labels[neighbours], weights)
+        predictions.append(classes[votes.argmax(dim=1)])
     return torch.cat(predictions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,15 @@ from byol.evaluate.fewshot import fewshot_evaluation
 from byol.evaluate.images import evaluation_batches
 from byol.evaluate.knn import weighted_knn
 from byol.evaluate.linear import linear_evaluation, stratified_split
+from byol.names import PROTOCOLS
 
-PROTOCOLS = ("knn", "linear", "fewshot")
+SHOTS = 5
+"""Labels per class in few-shot evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Labelled images as evaluation sees them. images: [N, C, S, S] uint8. labels: [N] int64."""
+    """Labelled images as evaluation sees them. images: [N, C, S, S] uint8. labels: [N] int64, indices of classes."""
 
     images: Tensor
     labels: Tensor
@@ -45,7 +47,11 @@ def load_labelled(source: Source, size: int, *, workers: int = 0) -> Labelled:
     rows, images = zip(*evaluation_batches(source, pixels, size, workers=workers), strict=True)
     assert source.labels is not None, "checked above"
     labels = torch.from_numpy(source.labels)[torch.cat(rows)]
-    return Labelled(torch.cat(images), labels, source.classes or tuple(map(str, labels.unique().tolist())))
+    classes = source.classes
+    if classes is None:
+        values, labels = labels.unique(return_inverse=True)
+        classes = tuple(map(str, values.tolist()))
+    return Labelled(torch.cat(images), labels, classes)
 
 
 def split_labelled(whole: Labelled, *, test_share: float = 0.2, seed: int = 0) -> tuple[Labelled, Labelled]:
@@ -54,6 +60,16 @@ def split_labelled(whole: Labelled, *, test_share: float = 0.2, seed: int = 0) -
     parts = (Labelled(whole.images[i], whole.labels[i], whole.classes) for i in map(torch.from_numpy, (fit, held)))
     train, test = parts
     return train, test
+
+
+def with_classes_of(train: Labelled, test: Labelled, name: str) -> Labelled:
+    """The test images with the training classes' numbers. DataError where a test class is not among them."""
+    if train.classes == test.classes:
+        return test
+    if unknown := [c for c in test.classes if c not in train.classes]:
+        raise DataError(f"{name} has a class {unknown[0]!r} that the training labels lack; name the classes alike")
+    number = torch.tensor([train.classes.index(c) for c in test.classes])
+    return replace(test, labels=number[test.labels], classes=train.classes)
 
 
 def untrained(spec: EncoderSpec, seed: int, *, last_scale: int) -> Encoder:
@@ -93,6 +109,12 @@ def evaluate(
     def features(network: Encoder, part: Labelled) -> Tensor:
         return extract(network, part.images, mean=mean, std=std, size=None, device=device)
 
+    fewest = int(train.labels.unique(return_counts=True)[1].min())
+    if "fewshot" in protocols and fewest < SHOTS:
+        say(f"few-shot is left out: a class has {fewest} training images, and {SHOTS} are needed")
+        protocols = [p for p in protocols if p != "fewshot"]
+    if not protocols:
+        raise DataError(f"few-shot needs {SHOTS} labelled training images of each class; one class has {fewest}")
     say("features of the backbone")
     sets: dict[str, tuple[Tensor, Tensor]] = {"backbone": (features(encoder, train), features(encoder, test))}
     say("raw pixels and the untrained network")
@@ -142,13 +164,13 @@ def _linear(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, se
 
 
 def _fewshot(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> dict[str, Any]:
-    result = fewshot_evaluation(train_x, train_y, test_x, test_y, shots=5, draws=20, seed=seed)
+    result = fewshot_evaluation(train_x, train_y, test_x, test_y, shots=SHOTS, draws=20, seed=seed)
     return {
         "accuracy": result.accuracy,
         "interval_95": list(result.interval),
         "penalty": result.penalty,
         "accuracies": list(map(float, result.accuracies)),
-        "shots": 5,
+        "shots": result.shots,
         "draws": 20,
     }
 
