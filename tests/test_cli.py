@@ -53,6 +53,11 @@ WRONG = [
     (("pretrain", "digits", "--out", "OUT", "--epochs", "3", "--steps", "4"), "give one of them"),
     (("pretrain", "digits", "--out", "OUT", "--hold-out", "1.5"), "hold_out"),
     (("list", "method"), "methods"),
+    (("pretrain", "digits", "--out", "OUT", "--budget", "soon"), "30m"),
+    (("pretrain", "digits", "--out", "OUT", "--budget", "3m", "--steps", "4"), "give one of them"),
+    (("pretrain", "digits", "--out", "OUT", "--method", "boyl", "--recipe", "digits_demo"), "byol"),
+    (("pretrian", "digits"), "`byol --help`"),
+    (("views", "digits", "--out", "grid"), ".png"),
 ]
 
 

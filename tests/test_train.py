@@ -22,6 +22,7 @@ from byol.methods.byol import BYOL
 from byol.online import HoldOut, OnlineClassifier
 from byol.options import Options
 from byol.pipeline import Silent, pretrain
+from byol.run import Run
 from byol.train import Networks, Training, TrainingStopped, make_optimizer, train_step
 from byol.views.view import View
 
@@ -160,8 +161,26 @@ def test_resuming_on_changed_data_or_nothing_is_refused(images, tmp_path):
         np.savez(own, images=file["images"], labels=file["labels"])
         pretrain(str(own), tmp_path / "run", replace(TINY, steps=2))
         np.savez(own, images=file["images"][::-1], labels=file["labels"])
-    with pytest.raises(ValueError, match="has changed"):
+    with pytest.raises(ValueError, match="not what this run began with"):
         pretrain(str(own), tmp_path / "run", resume=True)
+
+
+def test_a_run_inside_its_own_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="lies inside"):
+        pretrain(str(tmp_path), tmp_path / "run", TINY)
+
+
+def test_a_budget_of_time_becomes_steps(images, tmp_path):
+    run = pretrain(images, tmp_path / "run", replace(TINY, steps=None, budget=1.0))
+    assert run.total_steps > 1
+    assert Run.read(tmp_path / "run" / "run.json").total_steps == run.total_steps
+    assert [m["step"] for m in lines(tmp_path / "run" / "metrics.jsonl")][-1] == run.total_steps
+
+
+def test_a_backbone_that_cannot_take_the_images_is_one_line(images, tmp_path):
+    with pytest.raises(ValueError, match="densenet121 cannot take 12 px images"):
+        pretrain(images, tmp_path / "run", replace(TINY, backbone="densenet121", backbone_args=None))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_directory_is_left_alone(images, tmp_path):
@@ -386,11 +405,13 @@ def test_float64_runs_with_held_out_images(images, tmp_path):
 def test_a_small_image_that_proves_truncated_is_listed_as_skipped(tmp_path):
     from PIL import Image
 
+    folder = tmp_path / "images"
+    folder.mkdir()
     for i in range(20):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
-    whole = (tmp_path / "05.png").read_bytes()
-    (tmp_path / "05.png").write_bytes(whole[: len(whole) // 2])
-    pretrain(str(tmp_path), tmp_path / "run", replace(TINY, steps=1, batch_size=4))
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i:02}.png")
+    whole = (folder / "05.png").read_bytes()
+    (folder / "05.png").write_bytes(whole[: len(whole) // 2])
+    pretrain(str(folder), tmp_path / "run", replace(TINY, steps=1, batch_size=4))
     assert [m["name"] for m in lines(tmp_path / "run" / "skipped.jsonl")] == ["05.png"]
     assert "1 skipped" in (tmp_path / "run" / "plan.txt").read_text()
 

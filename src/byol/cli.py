@@ -6,7 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,7 +15,6 @@ from byol import names
 app = typer.Typer(
     name="byol",
     help="From a folder of unlabelled images to a proven self-supervised backbone.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,  # the plain help needs no import of Rich, half of the time to answer
@@ -46,7 +45,7 @@ Data = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Method = Annotated[str, typer.Option(help="See `byol list methods`.")]
+Method = Annotated[str | None, typer.Option(help="byol by default; see `byol list methods`.")]
 Recipe = Annotated[str | None, typer.Option(help="A published recipe, exactly; see `byol list recipes`.")]
 Settings = Annotated[
     list[str] | None,
@@ -66,7 +65,8 @@ def demo(
 
     It sees no label while it trains; raw pixels and the untrained network stand beside it. Takes minutes.
     """
-    _must_be_free(out)
+    if _taken(out):
+        _fail(f"{out} exists already; choose another --out")
     from byol.console import Terminal, evaluation_table, stdout
     from byol.demo import demo as run_demo
 
@@ -86,10 +86,13 @@ def demo(
 def pretrain(
     data: Data,
     out: Out,
-    method: Method = "byol",
+    method: Method = None,
     backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How long to train, in passes over the images.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="How long to train, in optimizer steps.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long to train, about, e.g. 90s, 30m, 8h or 2d.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images in one forward pass.")] = None,
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes in one step.")] = 1,
     image_size: ImageSize = None,
@@ -120,6 +123,7 @@ def pretrain(
         backbone=backbone,
         epochs=epochs,
         steps=steps,
+        budget=None if budget is None else _seconds(budget),
         batch_size=batch_size,
         accumulate=None if accumulate == 1 else accumulate,
         image_size=image_size,
@@ -135,8 +139,9 @@ def pretrain(
     _must_exist(data)
     if resume and not (out / "run.json").is_file():
         _fail(f"{out} holds no run.json to resume from; leave out --resume to start a run there")
-    if not resume:
-        _must_be_free(out)
+    if not resume and _taken(out):
+        hint = " or add --resume" if (out / "run.json").is_file() else ""
+        _fail(f"{out} exists already; choose another --out{hint}")
     from byol.console import Terminal, stderr
     from byol.pipeline import facts_for_json
     from byol.pipeline import pretrain as run_pretrain
@@ -192,7 +197,7 @@ def evaluate(
 def views(
     data: Data,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("views.png"),
-    method: Method = "byol",
+    method: Method = None,
     recipe: Recipe = None,
     image_size: ImageSize = None,
     settings: Settings = None,
@@ -201,6 +206,8 @@ def views(
 ) -> None:
     """Draw what the network will see: pairs of views."""
     options = _options(method, recipe, settings, image_size=image_size, seed=seed)
+    if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        _fail(f"{out} has no ending that says what kind of picture; use .png, .jpg, .pdf or .svg")
     _must_exist(data)
     from byol.console import stderr
     from byol.pipeline import views_sheet
@@ -222,7 +229,7 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
             typer.echo(name)
 
 
-def _options(method: str, recipe: str | None, settings: list[str] | None, **given: Any) -> Any:
+def _options(method: str | None, recipe: str | None, settings: list[str] | None, **given: Any) -> Any:
     """The recipe's options, with what was given on the command line in place of its own."""
     from dataclasses import replace
 
@@ -231,13 +238,18 @@ def _options(method: str, recipe: str | None, settings: list[str] | None, **give
 
     if recipe is not None and recipe not in RECIPES:
         _fail(names.unknown("recipe", recipe, RECIPES))
-    options = RECIPES[recipe]() if recipe else Options(method=method)
+    if method is not None and method not in names.METHODS:
+        _fail(names.unknown("method", method, names.METHODS))
+    options = RECIPES[recipe]() if recipe else Options(method=method or "byol")
+    if method not in (None, options.method):
+        _fail(f"{recipe} is a recipe of {options.method}; leave out --method {method}")
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
-    # How long to train, said here, replaces how long the recipe says.
-    if given.get("steps") is not None and given.get("epochs") is None:
-        options = replace(options, epochs=None)
-    if given.get("epochs") is not None and given.get("steps") is None:
-        options = replace(options, steps=None)
+    # How long to train, said here, replaces how long the recipe says; so does the backbone, with all its structure.
+    lengths: dict[str, Any] = {name: given.get(name) for name in ("epochs", "steps", "budget")}
+    if any(value is not None for value in lengths.values()):
+        options = replace(options, **lengths)
+    if given.get("backbone") is not None:
+        options = replace(options, backbone_args=None, stem=None)
     return options.with_settings(settings or ()).checked()
 
 
@@ -248,14 +260,19 @@ def _must_exist(data: str) -> None:
         open_source(data)  # says what is wrong with it, and the nearest name
 
 
-def _must_be_free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        _fail(
-            f"{out} exists already; choose another --out" + (" or add --resume" if (out / "run.json").is_file() else "")
-        )
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    try:
+        return float(text[:-1]) * units[text[-1:]]
+    except (KeyError, ValueError):
+        _fail(f"budget {text!r} is not a time such as 90s, 30m, 8h or 2d")
 
 
-def _fail(line: str) -> None:
+def _taken(out: Path) -> bool:
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+
+
+def _fail(line: str) -> NoReturn:
     raise typer.BadParameter(line)
 
 
@@ -266,7 +283,7 @@ def _print_json(found: dict[str, Any]) -> None:
 def main() -> None:
     """Run the command line; what a person can set right is one line on stderr and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="byol", standalone_mode=False)
     except typer.Abort:
         sys.exit(130)
     except _UsageError as error:
@@ -275,6 +292,10 @@ def main() -> None:
         if not _for_people(error):
             raise
         _exit(str(error))
+    except OSError as error:  # a place that cannot be written, a full disk
+        if error.filename is None:
+            raise
+        _exit(f"{error.strerror}: {error.filename}")
     except RuntimeError as error:
         from byol.train import TrainingStopped
 
@@ -290,7 +311,8 @@ _UsageError: Any = typer.BadParameter.__base__  # Typer carries a Click of its o
 
 def _one_line(error: Any) -> str:
     """An option error's own text, without Click's "Invalid value" where the text is this module's."""
-    where = f"`byol {error.ctx.info_name} --help` lists the options" if error.ctx is not None else ""
+    command = error.ctx.command_path if error.ctx is not None else ""
+    where = f"`{command} --help` lists what there is" if command else ""
     text = error.message if type(error) is typer.BadParameter and error.param is None else error.format_message()
     return f"{text.rstrip('.')}; {where}" if where else text
 

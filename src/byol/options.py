@@ -28,6 +28,8 @@ class Options:
     accumulate: int = 1
     epochs: float | None = None
     steps: int | None = None
+    budget: float | None = None
+    """Time to train for, s, about: the steps that fit at the rate measured before the first one."""
     optimizer: Optimizer | None = None
     base_lr: float | None = None
     weight_decay: float | None = None
@@ -53,7 +55,7 @@ class Options:
         _check_kinds("field of a view", self.view_changes, get_type_hints(View))
         for view in self.views or (View(),):
             replace(view, **self.view_changes)  # a View checks its own ranges
-        for name in ("image_size", "batch_size", "accumulate", "epochs", "steps", "base_lr"):
+        for name in ("image_size", "batch_size", "accumulate", "epochs", "steps", "budget", "base_lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be greater than 0 and finite")
@@ -63,8 +65,8 @@ class Options:
                 raise ValueError(f"{name}={value} must not be negative")
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps both say how long to train; give one of them")
+        if sum(given is not None for given in (self.epochs, self.steps, self.budget)) > 1:
+            raise ValueError("epochs, steps and budget each say how long to train; give one of them")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             raise ValueError("warmup_epochs and warmup_steps both say how long to warm up; give one of them")
         if self.init is not None and not self.init.startswith("timm:") and not Path(self.init).exists():

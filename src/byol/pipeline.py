@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from byol import pictures
+from byol.data.decode import Unusable
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.sources import Source, open_source
 from byol.options import Options
 from byol.plan import plan
 from byol.run import Run
 from byol.train import Progress, Training
-from byol.views.view import View
+from byol.views.view import View, describe
 
 
 class Observer(Protocol):
@@ -58,28 +60,33 @@ def pretrain(
     """Train on the images of `data` and write a run directory at `out`. Returns the run.
 
     options: what to decide by hand; the rest follows from the data. resume: go on from the last checkpoint in `out`,
-    with the settings written there. ValueError, before anything is written, for what a person can set right.
+    on the same data, with the settings written there. ValueError, before anything is written, for what a person can
+    set right.
     """
     observer = observer or Silent()
+    options = options or Options()
     directory = Path(out)
+    if Path(data).is_dir() and directory.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"{directory} lies inside {data}, where all files count as data; choose an --out elsewhere")
     if resume:
         if not (directory / "run.json").is_file():
             raise ValueError(f"{directory} holds no run.json to resume from; leave out --resume to start a run there")
         run = Run.read(directory / "run.json")
-        source, pixels = open_for_training(run.data, observer)
+        source, pixels = open_for_training(data, observer)
         if source.fingerprint != run.facts["data_fingerprint"]:
-            raise ValueError(f"{run.data} has changed since this run began; start a new run with another --out")
+            raise ValueError(f"{data} is not what this run began with ({run.data}); start a new run with another --out")
     else:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists already; choose another --out, or add --resume to go on with it")
         source, pixels = open_for_training(data, observer)
-        run = plan(options or Options(), source, pixels)
-    try:
-        training = Training(run, source, pixels, directory)
-    except (TypeError, RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{run.backbone} cannot be built for {run.image_size} px images: {reason}") from error
-    lines = summary(run, source, training)
+        # A budget of time becomes steps once the rate is known; until then one step stands for them.
+        run = plan(replace(options, steps=1, budget=None) if options.budget else options, source, pixels)
+    training, rate = _ready(run, source, pixels, directory)
+    if options.budget is not None and not resume:
+        steps = max(1, int(options.budget * rate / run.images_per_step))
+        run = plan(replace(options, steps=steps, budget=None), source, pixels)
+        training, rate = _ready(run, source, pixels, directory)
+    lines = summary(run, source, training, rate)
     observer.planned(run, lines)
     if not resume:
         directory.mkdir(parents=True, exist_ok=True)
@@ -96,9 +103,18 @@ def _write_skipped(directory: Path, source: Source) -> None:
             file.write(json.dumps({"step": 0, "id": image, "name": name, "reason": reason}) + "\n")
 
 
-def summary(run: Run, source: Source, training: Training) -> list[tuple[str, str]]:
-    """What the run will do, for people: printed, and kept as plan.txt."""
-    rate = training.measure_rate()
+def _ready(run: Run, source: Source, pixels: Tensor | None, directory: Path) -> tuple[Training, float]:
+    """The training, and the images/s a copy of it reached. ValueError where the networks do not suit the images."""
+    try:
+        training = Training(run, source, pixels, directory)
+        return training, training.measure_rate()
+    except (TypeError, RuntimeError, AssertionError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{run.backbone} cannot take {run.image_size} px images: {reason}") from error
+
+
+def summary(run: Run, source: Source, training: Training, rate: float) -> list[tuple[str, str]]:
+    """What the run will do, for people: printed, and kept as plan.txt. rate: images/s."""
     seconds = run.total_steps * run.images_per_step / rate
     epochs = run.total_steps * run.images_per_step / training.num_train
     skipped = f", {len(source.skipped):,} skipped" if source.skipped else ""
@@ -114,6 +130,7 @@ def summary(run: Run, source: Source, training: Training) -> list[tuple[str, str
         ("backbone", f"{run.backbone}{f' ({structure})' if structure else ''}, {stem}"),
         ("parameters", f"{training.parameters():,} trained"),
         ("views", f"{run.image_size} px, {run.channels} channel{'s' if run.channels > 1 else ''}"),
+        *((f"view {i}", describe(View(**fields))) for i, fields in enumerate(run.views, start=1)),
         ("steps", f"{run.total_steps:,} of {run.images_per_step} images = {epochs:.1f} epochs"),
         ("warm-up", f"{run.warmup_steps:,} steps"),
         (
@@ -158,7 +175,7 @@ def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
 def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8, epochs: int = 3) -> Path:
     """Draw what the network will see: images, and pairs of their views over some epochs."""
     source, pixels = open_for_training(data, Silent())
-    run = plan(replace(options, steps=1, epochs=None, batch_size=2, hold_out=0.0), source, pixels)
+    run = plan(replace(options, steps=1, epochs=None, budget=None, batch_size=2, hold_out=0.0), source, pixels)
     loader = Loader(
         source,
         tuple(View(**fields) for fields in run.views),
@@ -168,9 +185,15 @@ def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8,
         normalization=Normalization((0.0,) * run.channels, (1.0,) * run.channels),
         seed=run.seed,
     )
-    rows = pictures.sample_rows(num_images, len(source))
+    originals: dict[int, Any] = {}
+    for start in pictures.sample_rows(num_images, len(source)).tolist():
+        for row in range(start, len(source)):  # the next one where an image cannot be read
+            with contextlib.suppress(Unusable):
+                originals.setdefault(row, source.read(int(source.ids[row])))
+                break
+    rows = torch.tensor(list(originals))
     views = [view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views]
-    originals = [source.read(int(source.ids[row])) for row in rows]
     name = f"{source.name}: what {run.method} sees at {run.image_size} px in {epochs} epochs"
-    pictures.views_grid(originals, views, path, title=name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.views_grid(list(originals.values()), views, path, title=name)
     return path

@@ -241,6 +241,8 @@ class Training:
                     observe(Progress(done, run.total_steps, values, rate))
                     clock, clock_step = time.perf_counter(), done
                 if done % run.checkpoint_every_steps == 0 or done == run.total_steps:
+                    if not math.isfinite(float(losses["loss"])):
+                        raise self._diverged(f"the loss is {float(losses['loss'])}", done)
                     self.save(done)
                 if done % run.evaluate_every_steps == 0 or done == run.total_steps:
                     before = time.perf_counter()

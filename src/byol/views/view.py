@@ -64,6 +64,17 @@ BYOL_T_PRIME = View(blur=0.1, solarize=0.2)
 """View 2 of BYOL (Grill et al. 2020, Table 6)."""
 
 
+def describe(view: View) -> str:
+    """What the view does, for people."""
+    parts = [f"crops of {view.crop_area[0]:.0%} to {view.crop_area[1]:.0%} of the image"]
+    parts += [f"rotation up to {view.rotate_degrees:g} degrees"] if view.rotate_degrees else []
+    parts += [f"shear up to {view.shear:g}"] if view.shear else []
+    changes = {"flip": view.flip, "colour jitter": view.jitter, "grayscale": view.gray, "blur": view.blur}
+    changes["solarize"] = view.solarize
+    parts += [f"{name} {share:.0%}" for name, share in changes.items() if share]
+    return ", ".join(parts) + ("" if view.style == "authors" else f", {view.style}'s arithmetic")
+
+
 def without_color(view: View) -> View:
     """The view for images that are not RGB: no hue, saturation or grayscale."""
     return replace(view, saturation=0.0, hue=0.0, gray=0.0)
