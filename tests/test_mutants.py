@@ -171,6 +171,15 @@ def head_with(*, first_bias=True, last_bias=False, hidden_norm=True, out_norm=Fa
     return mlp
 
 
+def slow_statistics(*widths):
+    head = right_mlp(*widths)
+    head[1].momentum = 0.01
+    return head
+
+
+right_mlp = byol_module.mlp
+
+
 def groups_with_decay(factor):
     right = optim.parameter_groups
     return lambda modules, *, weight_decay: right(modules, weight_decay=factor * weight_decay)
@@ -241,6 +250,7 @@ MUTANTS = {
     "target copies batch-norm statistics": (target.Target, "follow", statistics_too, "target: own statistics"),
     "moving average in half precision": (target.Target, "follow", half_follow, "target: small increments"),
     "decay and its complement exchanged": (target.Target, "follow", lambda self, online, decay: right_follow(self, online, 1 - decay), "target: moving average"),
+    "batch-norm momentum 0.01": (byol_module, "mlp", slow_statistics, "parity: eight recorded steps"),
     "PyTorch's own initialisation": (test_encoder, "initialize", kaiming, "encoder: moments"),
     "PyTorch's own initialisation of the heads": (byol_module, "initialize", lambda module: None, "heads: moments"),
     "schedule by epoch": (test_schedules, "warmup_cosine", epoch_wise, "schedules: recorded learning rate"),

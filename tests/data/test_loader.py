@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -93,11 +94,24 @@ from byol.views.view import BYOL_T, BYOL_T_PRIME
 loader = Loader(open_source({str(folder)!r}), (BYOL_T, BYOL_T_PRIME), pixels=None, size=24, batch_size=5,
                 normalization=Normalization((0.5,) * 3, (0.25,) * 3), seed=3)
 batch = next(iter(loader.batches(2, 3)))
-print(json.dumps([v.double().sum().item() for v in batch.views] + batch.ids.tolist()))
+from hashlib import sha256
+print(json.dumps([sha256(v.numpy().tobytes()).hexdigest() for v in batch.views] + batch.ids.tolist()))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     batch = next(iter(loader_of(folder).batches(2, 3)))
-    assert json.loads(found.stdout) == [v.double().sum().item() for v in batch.views] + batch.ids.tolist()
+    own = [sha256(v.numpy().tobytes()).hexdigest() for v in batch.views]
+    assert json.loads(found.stdout) == own + batch.ids.tolist()
+
+
+def test_views_come_normalised(folder):
+    statistics = Normalization((0.2, 0.5, 0.7), (0.1, 0.25, 0.5))
+    plain = next(iter(loader_of(folder).batches(0, 1)))
+    loader = loader_of(folder)
+    loader.normalization = statistics
+    for view, raw in zip(next(iter(loader.batches(0, 1))).views, plain.views, strict=True):
+        raw = raw * torch.tensor(PLAIN.std)[:, None, None] + torch.tensor(PLAIN.mean)[:, None, None]
+        for channel, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
+            assert torch.allclose(view[:, channel], (raw[:, channel] - mean) / std, atol=1e-5)
 
 
 def test_a_broken_image_is_replaced_by_a_fixed_other_one_and_reported(folder):

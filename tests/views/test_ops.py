@@ -223,6 +223,24 @@ def test_torchvision_style_blur_and_gray_and_flip():
     assert torch.equal(ops.flip(images), tv.horizontal_flip(images))
 
 
+@pytest.mark.parametrize("degrees", [17.0, -8.0])
+def test_rotation_agrees_with_torchvision(degrees):
+    images, a = random_images(h=29, w=29), math.radians(degrees)
+    theta = torch.tensor([[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]]).expand(4, 2, 3)
+    # torchvision's angle says where a pixel goes, theta where it comes from.
+    expected = tv.affine(images, -degrees, [0, 0], 1.0, [0.0, 0.0], tv.InterpolationMode.BILINEAR)
+    assert torch.allclose(ops.affine(images, theta), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shear", [0.2, -0.13])
+def test_shear_agrees_with_torchvision(shear):
+    images = random_images(h=29, w=29)
+    theta = torch.tensor([[1.0, shear, 0.0], [0.0, 1.0, 0.0]]).expand(4, 2, 3)
+    degrees = [math.degrees(math.atan(shear)), 0.0]
+    expected = tv.affine(images, 0.0, [0, 0], 1.0, degrees, tv.InterpolationMode.BILINEAR)
+    assert torch.allclose(ops.affine(images, theta), expected, atol=1e-4)
+
+
 def test_affine_is_a_rotation_about_the_centre():
     image = torch.zeros(1, 1, 9, 9)
     image[0, 0, 4, 7] = 1.0
