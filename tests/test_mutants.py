@@ -4,6 +4,7 @@ Every check here is the body of a test of the same name elsewhere in this folder
 under each of its mutants. docs/fidelity.md shows the table.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -304,3 +305,8 @@ def test_the_table_in_the_docs_names_every_mutant():
     rows = (Path(__file__).parents[1] / "docs/fidelity.md").read_text("utf-8").splitlines()
     named = {row.split(" | ")[0].removeprefix("| ") for row in rows if " | `" in row and "test_" in row}
     assert set(MUTANTS) <= named
+    here = Path(__file__).parent
+    for row in rows:
+        for place in re.findall(r"`([\w/]+\.py::\w+)`", row):
+            file, _, test = place.partition("::")
+            assert f"def {test}(" in (here / file).read_text("utf-8"), place

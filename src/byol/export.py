@@ -31,7 +31,7 @@ def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> 
         "padding": "symmetric (PyTorch), not TensorFlow's SAME",
         "normalization": {"mean": run.mean, "std": run.std, "of": "images in [0, 1], channels first"},
         "evaluation_input": f"centre square of 0.875 x the shorter side, bicubic to {run.image_size} px; "
-        "images that have this size already are taken whole",
+        "smaller ones are enlarged whole, and those of this size taken as they are",
         "method": run.method,
         "steps": step,
         "seed": run.seed,

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -339,8 +339,3 @@ def _drop_after(path: Path, step: int) -> None:
         except json.JSONDecodeError:
             break
     path.write_text("".join(line + "\n" for line in kept), "utf-8")
-
-
-def describe(views: tuple[View, ...]) -> tuple[dict[str, Any], ...]:
-    """Views as the plain fields a Run holds."""
-    return tuple(asdict(view) for view in views)
