@@ -88,6 +88,7 @@ def test_a_run_leaves_the_files_it_promises(finished):
     assert looks[0]["step"] == 0
     assert looks[-1]["step"] == 12
     assert all(0 <= m["held_out/knn"] <= 1 for m in looks)
+    assert all(0 <= m["held_out/classifier"] <= 1 for m in looks)
     assert sum(p.probe is not None for p in finished.seen) == len(looks)
 
 

@@ -50,22 +50,26 @@ class Probe:
     health: Health
     word: str
     knn: float | None
-    """Top-1 of weighted kNN, held-out images against at most 1,024 training images."""
+    """Top-1 of weighted kNN, held-out images against at most 1,024 training images; None without labels."""
+    classifier: float | None
+    """Top-1 of the online classifier on the held-out images; None without labels."""
 
     def to_dict(self) -> dict[str, Any]:
         found = {"step": self.step, "verdict": self.word, **asdict(self.health)}
-        return found if self.knn is None else {**found, "knn": self.knn}
+        scores = {"knn": self.knn, "classifier": self.classifier}
+        return found | {name: score for name, score in scores.items() if score is not None}
 
 
 class HoldOut:
     """Looks at held-out images as evaluation would: running batch-norm statistics, no gradient."""
 
-    def __init__(self, held: Loader, bank: Loader) -> None:
+    def __init__(self, held: Loader, bank: Loader, classifier: OnlineClassifier | None) -> None:
         rows = torch.arange(len(held.source))
         self._held = held
         self._rows = rows
         self._bank = bank
         self._bank_rows = torch.linspace(0, len(bank.source) - 1, min(1024, len(bank.source))).long().unique()
+        self._classifier = classifier
         self._labelled = bool((held.labels >= 0).any() and (bank.labels >= 0).any())
 
     @torch.no_grad()
@@ -80,7 +84,7 @@ class HoldOut:
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
             found = health(z1, z2)
-            return Probe(step, found, verdict(found), self._knn(method) if self._labelled else None)
+            return Probe(step, found, verdict(found), *(self._scores(method) if self._labelled else (None, None)))
         finally:
             method.train(training)
 
@@ -101,7 +105,8 @@ class HoldOut:
             parts.append(method.encoder(self._ready(plain, method)).float())
         return torch.cat(parts)
 
-    def _knn(self, method: Method) -> float:
+    def _scores(self, method: Method) -> tuple[float, float | None]:
+        """Top-1 of kNN and of the online classifier, on the plain images."""
         bank_labels = self._bank.labels[self._bank_rows]
         labels = self._held.labels
         bank = self._features(method, self._bank, self._bank_rows[bank_labels >= 0])
@@ -110,4 +115,8 @@ class HoldOut:
             bank_labels[bank_labels >= 0].to(bank.device),
             labels[labels >= 0].to(bank.device),
         )
-        return float((weighted_knn(bank, bank_labels, queries, k=20) == labels).float().mean())
+        knn = float((weighted_knn(bank, bank_labels, queries, k=20) == labels).float().mean())
+        if self._classifier is None:
+            return knn, None
+        logits = self._classifier.linear(queries.to(self._classifier.linear.weight.dtype))
+        return knn, float((logits.argmax(1) == labels).float().mean())

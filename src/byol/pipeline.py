@@ -141,6 +141,8 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
         ("precision", f"{run.precision} on {run.device}"),
         ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),
     ]
+    if run.init is not None and run.init.startswith("timm:") and run.stem == "3x3":
+        lines.append(("note", "the 3x3 stem is new: of the pretrained weights all but the first layer are used"))
     if run.channels != 3:
         lines.append(
             (

@@ -163,7 +163,7 @@ class Training:
         self.loader = self._loader(training, source, pixels, run.batch_size, run.workers)
         self.hold_out = None
         if held is not None:
-            self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader)
+            self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader, self.networks.classifier)
         self._redraw = any(
             isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == "DropPath"
             for m in self.module.modules()
@@ -304,8 +304,8 @@ class _Metrics:
 
         self._path = directory / "metrics.jsonl"
         self._skipped = directory / "skipped.jsonl"
-        for path in (self._path, self._skipped):
-            _drop_after(path, start)
+        _drop_after(self._path, start or -1)  # a run that starts anew looks at step 0 again
+        _drop_after(self._skipped, start)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
 

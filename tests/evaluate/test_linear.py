@@ -55,6 +55,16 @@ def test_gradient_vanishes_along_the_whole_path():
         assert np.linalg.norm(gradient(x, y, 4, model.weight, model.bias, penalty)) <= 1e-4 * start
 
 
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_gradient_vanishes_with_more_features_than_images(num_classes):
+    x, y = clouds(num_classes, per_class=5, dim=60)
+    model = logistic_regression(x, y, 1e-2)
+    start = gradient(x, y, num_classes, np.zeros_like(model.weight), np.zeros(num_classes), 1e-2)
+    assert model.weight.shape == (num_classes, 60)
+    end = gradient(x, y, num_classes, model.weight, model.bias, 1e-2)
+    assert np.linalg.norm(end) <= 1e-4 * np.linalg.norm(start)
+
+
 def test_penalty_of_two_classes_by_hand():
     # x = -1, 1 with labels 0, 1; by symmetry W = (-u, u), b = 0, and the objective is
     # log(1 + exp(-2u)) + p u^2. Its derivative is zero where p = sigmoid(-2u) / u.

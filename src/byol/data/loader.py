@@ -154,6 +154,7 @@ class Loader:
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             persistent_workers=False,
+            generator=torch.Generator(),  # else it draws from torch's own
         )
         for rows, epochs, ids, crops, replaced in loader:
             yield self._finish(rows, epochs, ids, crops, replaced)

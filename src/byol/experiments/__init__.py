@@ -12,6 +12,11 @@ _NO_BLUR_T = View(blur=0.0)
 _NO_BLUR_T_PRIME = View(blur=0.0, solarize=0.2)
 
 
+def byol_imagenet_40() -> Options:
+    """BYOL, ImageNet, ResNet-50, 40 epochs at batch 4096: the shortest preset of the authors' code."""
+    return _imagenet(epochs=40, base_lr=0.45, weight_decay=1e-6, tau=0.97)
+
+
 def byol_imagenet_100() -> Options:
     """BYOL, ImageNet, ResNet-50, 100 epochs at batch 4096: the preset of the authors' code.
 
@@ -119,7 +124,7 @@ def digits_demo() -> Options:
         stem="original",
         image_size=28,
         batch_size=128,
-        steps=1300,
+        steps=1150,
         optimizer="adamw",
         base_lr=2.8e-3,
         weight_decay=1e-4,
@@ -130,6 +135,7 @@ def digits_demo() -> Options:
 
 
 RECIPES: dict[str, Callable[[], Options]] = {
+    "byol_imagenet_40": byol_imagenet_40,
     "byol_imagenet_100": byol_imagenet_100,
     "byol_imagenet_300": byol_imagenet_300,
     "byol_imagenet_1000": byol_imagenet_1000,
