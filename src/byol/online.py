@@ -63,7 +63,7 @@ class Probe:
 class HoldOut:
     """Looks at held-out images as evaluation would: running batch-norm statistics, no gradient."""
 
-    def __init__(self, held: Loader, bank: Loader, classifier: OnlineClassifier | None) -> None:
+    def __init__(self, held: Loader, bank: Loader, classifier: OnlineClassifier | None = None) -> None:
         rows = torch.arange(len(held.source))
         self._held = held
         self._rows = rows
