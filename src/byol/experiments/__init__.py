@@ -124,7 +124,7 @@ def digits_demo() -> Options:
         stem="original",
         image_size=28,
         batch_size=128,
-        steps=1150,
+        steps=1100,
         optimizer="adamw",
         base_lr=2.8e-3,
         weight_decay=1e-4,
