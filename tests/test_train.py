@@ -171,9 +171,10 @@ def test_a_run_inside_its_own_data_is_refused(tmp_path):
         pretrain(str(tmp_path), tmp_path / "run", TINY)
 
 
-def test_a_budget_of_time_becomes_steps(images, tmp_path):
-    run = pretrain(images, tmp_path / "run", replace(TINY, steps=None, budget=1.0))
-    assert run.total_steps > 1
+def test_a_budget_of_time_becomes_the_steps_that_fit(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "measure_rate", lambda self: 40.0)
+    run = pretrain(images, tmp_path / "run", replace(TINY, steps=None, budget=2.5))
+    assert run.total_steps == 6  # 2.5 s x 40 images/s in batches of 16
     assert Run.read(tmp_path / "run" / "run.json").total_steps == run.total_steps
     assert [m["step"] for m in lines(tmp_path / "run" / "metrics.jsonl")][-1] == run.total_steps
 
