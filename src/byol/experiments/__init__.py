@@ -96,8 +96,8 @@ images/s and more on two cores."""
 
 
 def cifar10_two_cores() -> Options:
-    """BYOL, CIFAR-10, a small ResNet that two CPU cores train in half an hour. docs/benchmarks.md has what an older form
-    of it reached; this one is not yet measured."""
+    """BYOL, CIFAR-10, a small ResNet that two CPU cores train in half an hour. Not yet measured: docs/benchmarks.md has
+    what an older form of it reached."""
     return Options(
         backbone="resnet18",
         backbone_args=_TWO_CORES,
