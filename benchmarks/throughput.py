@@ -38,7 +38,7 @@ def byol_steps(batch_size: int, device: str, precision: str) -> Iterator[dict[st
     from pathlib import Path
 
     from byol.data.loader import load_pixels
-    from byol.data.sources import open_source
+    from byol.data.open import open_source
     from byol.options import Options
     from byol.plan import plan
     from byol.train import Training, _Metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from byol.data.sources import open_source
+from byol.data.open import open_source
 from byol.demo import demo
 from byol.experiments import cifar10_two_cores
 from byol.pipeline import Silent, pretrain

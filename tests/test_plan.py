@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from byol.data.loader import load_pixels
-from byol.data.sources import open_source
+from byol.data.open import open_source
 from byol.experiments import RECIPES
 from byol.methods import Situation
 from byol.methods.byol import BYOL

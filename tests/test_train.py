@@ -16,7 +16,7 @@ import byol
 from byol import checkpoint
 from byol.console import Terminal
 from byol.data.loader import Batch, Loader, Normalization, load_pixels
-from byol.data.sources import open_source
+from byol.data.open import open_source
 from byol.methods import Out
 from byol.methods.byol import BYOL
 from byol.online import HoldOut, OnlineClassifier

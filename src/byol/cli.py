@@ -255,7 +255,7 @@ def _options(method: str | None, recipe: str | None, settings: list[str] | None,
 
 def _must_exist(data: str) -> None:
     if data != "digits" and not Path(data).exists():
-        from byol.data.sources import open_source
+        from byol.data.open import open_source
 
         open_source(data)  # says what is wrong with it, and the nearest name
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from byol import pictures
-from byol.data.sources import open_source
+from byol.data.open import open_source
 from byol.evaluate.table import PROTOCOLS, evaluate, load_labelled, split_labelled, with_classes_of
 from byol.experiments import digits_demo
 from byol.export import load, read_description

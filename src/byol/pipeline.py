@@ -14,7 +14,8 @@ from torch import Tensor
 from byol import pictures
 from byol.data.decode import Unusable
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
-from byol.data.sources import Source, open_source
+from byol.data.open import open_source
+from byol.data.source import Source
 from byol.options import Options
 from byol.plan import plan
 from byol.run import Run

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from byol.data.loader import Normalization, data_statistics, split_hold_out, views_for
-from byol.data.sources import Source
+from byol.data.source import Source
 from byol.encoder import stem_for
 from byol.methods import Situation, get
 from byol.options import Options

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from byol import checkpoint, rng
 from byol.convolution import use_matrix_products
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
-from byol.data.sources import Source
+from byol.data.source import Source
 from byol.encoder import Encoder, EncoderSpec, initialize
 from byol.export import parameter_count, save_backbone, start_from
 from byol.methods import Method, Out, get

@@ -20,7 +20,8 @@ from byol.data.loader import (
     split_hold_out,
     views_for,
 )
-from byol.data.sources import DataError, open_source
+from byol.data.open import open_source
+from byol.data.source import DataError
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 
 PLAIN = Normalization((0.5,) * 3, (0.25,) * 3)
@@ -89,7 +90,7 @@ def test_another_process_makes_the_same_views(folder):
 import json, torch
 import sys; sys.path.insert(0, {json.dumps(sys.path[0])!s})
 from byol.data.loader import Loader, Normalization
-from byol.data.sources import open_source
+from byol.data.open import open_source
 from byol.views.view import BYOL_T, BYOL_T_PRIME
 loader = Loader(open_source({str(folder)!r}), (BYOL_T, BYOL_T_PRIME), pixels=None, size=24, batch_size=5,
                 normalization=Normalization((0.5,) * 3, (0.25,) * 3), seed=3)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from byol.data.loader import load_pixels
-from byol.data.sources import DataError, open_source
+from byol.data.open import open_source
+from byol.data.source import DataError
 from byol.encoder import Encoder, EncoderSpec
 from byol.evaluate.table import Labelled, evaluate, load_labelled, split_labelled, untrained, with_classes_of
 from byol.options import Options

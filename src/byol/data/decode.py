@@ -9,9 +9,8 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -193,77 +192,6 @@ def _exif_follows_pixels(stream: IO[bytes]) -> bool:
         position += 12 + length
     stream.seek(back)
     return found
-
-
-class Listing(Protocol):
-    """Where images lie, by position in a sorted listing. `read` returns [H, W, channels] uint8."""
-
-    def header(self, position: int) -> tuple[int, int, int]: ...
-    def read(self, position: int, channels: int) -> np.ndarray: ...
-    def name(self, position: int) -> str: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Files:
-    """files: POSIX paths below root, images or not."""
-
-    root: Path
-    files: list[str]
-
-    def header(self, position: int) -> tuple[int, int, int]:
-        if not is_image_name(self.files[position]):
-            raise Unusable("not an image file name")
-        return header(self.root / self.files[position])
-
-    def read(self, position: int, channels: int) -> np.ndarray:
-        return decode(self.root / self.files[position], channels)
-
-    def name(self, position: int) -> str:
-        return self.files[position]
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Arrow columns: encoded (large_binary), paths (string). starts: the first row of each of `files`."""
-
-    encoded: Any
-    paths: Any
-    files: list[str]
-    starts: np.ndarray
-
-    def header(self, position: int) -> tuple[int, int, int]:
-        return header(self._bytes(position))
-
-    def read(self, position: int, channels: int) -> np.ndarray:
-        return decode(self._bytes(position), channels)
-
-    def name(self, position: int) -> str:
-        file = int(np.searchsorted(self.starts, position, side="right")) - 1
-        path = self.paths[position].as_py()
-        return f"{self.files[file]} row {position - int(self.starts[file])}" + (f" ({path})" if path else "")
-
-    def _bytes(self, position: int) -> bytes:
-        data = self.encoded[position].as_py()
-        if data is None:
-            raise Unusable("the row holds no image bytes")
-        return data
-
-
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """images: [N, H, W, C] uint8, perhaps mapped from a file."""
-
-    images: np.ndarray
-
-    def header(self, position: int) -> tuple[int, int, int]:
-        _, height, width, channels = self.images.shape
-        return height, width, channels
-
-    def read(self, position: int, channels: int) -> np.ndarray:
-        return to_channels(np.array(self.images[position]), channels)
-
-    def name(self, position: int) -> str:
-        return f"image {position}"
 
 
 def is_image_name(file: str) -> bool:

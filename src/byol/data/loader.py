@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from byol import rng
 from byol.data.decode import Unusable
-from byol.data.sources import DataError, Source
+from byol.data.source import DataError, Source
 from byol.views import ops, recipes
 from byol.views.view import View, without_color
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from byol.data.decode import Unusable
-from byol.data.sources import Source
+from byol.data.source import Source
 from byol.evaluate.features import evaluation_view
 
 

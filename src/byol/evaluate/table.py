@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from byol.data.loader import fits_memory, load_pixels
-from byol.data.sources import DataError, Source
+from byol.data.source import DataError, Source
 from byol.encoder import Encoder, EncoderSpec, initialize
 from byol.evaluate.features import extract, raw_pixels
 from byol.evaluate.fewshot import fewshot_evaluation

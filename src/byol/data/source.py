@@ -1,0 +1,184 @@
+"""`Source`: images by id, whatever kind of data they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+
+from byol.data.decode import Unusable
+
+Part = Literal["train", "test", "all"]
+Skipped = tuple[int, str, str]
+T = TypeVar("T")
+
+NUM_THREADS = 8
+
+
+class DataError(ValueError):
+    """A person's mistake about data: one line that says what to do."""
+
+
+class Listing(Protocol):
+    """Where images lie, by position in a sorted listing. `read` returns [H, W, channels] uint8."""
+
+    def header(self, position: int) -> tuple[int, int, int]: ...
+    def read(self, position: int, channels: int) -> np.ndarray: ...
+    def name(self, position: int) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images by id. An id is a position in the sorted listing, before unusable entries are dropped.
+
+    name: what the person typed. num_listed: length of the listing. fingerprint: hex SHA-256 of the listing.
+    ids: [N] int64, ascending, the usable images. labels: [N] int64 aligned with ids, -1 if unknown, or None.
+    channels: 1 or 3, of every image that `read` returns. height, width: of all if uniform, else medians.
+    skipped: (id, name, reason) of each entry dropped. classes: the names of labels 0, 1, ... or None.
+    has_test_part: whether `open_source(..., part="test")` finds something.
+    """
+
+    name: str
+    num_listed: int
+    fingerprint: str
+    ids: np.ndarray
+    labels: np.ndarray | None
+    channels: int
+    height: int
+    width: int
+    uniform: bool
+    skipped: tuple[Skipped, ...]
+    listing: Listing = field(repr=False)
+    classes: tuple[str, ...] | None = None
+    has_test_part: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels may name; 0 without labels, or with numbers that cannot be classes."""
+        if self.classes is not None or self.labels is None:
+            return len(self.classes or ())
+        highest = int(self.labels.max(initial=-1)) + 1
+        return highest if highest <= self.num_listed else 0
+
+    def read(self, image_id: int) -> np.ndarray:
+        """[H, W, channels] uint8; raises `Unusable` for a file that turns out broken."""
+        return self.listing.read(self._position(image_id), self.channels)
+
+    def name_of(self, image_id: int) -> str:
+        """The entry's name, on one printable line."""
+        return shown(self.listing.name(self._position(image_id)))
+
+    def _position(self, image_id: int) -> int:
+        if not 0 <= image_id < self.num_listed:
+            raise IndexError(f"id={image_id} is not in 0..{self.num_listed - 1}, the listing of {self.name}")
+        return int(image_id)
+
+    def subset(self, chosen: np.ndarray | Sequence[int]) -> Source:
+        """The same listing with fewer ids. chosen: [N] bool, or distinct positions in `ids`, in any order."""
+        chosen = np.asarray(chosen)
+        if chosen.dtype == bool:
+            if chosen.shape != self.ids.shape:
+                raise ValueError(f"a mask of shape {chosen.shape} does not fit {len(self)} images")
+            rows = np.flatnonzero(chosen)
+        else:
+            rows = np.unique(chosen.astype(np.int64))
+            if len(rows) != chosen.size or (rows.size and not 0 <= rows[0] <= rows[-1] < len(self)):
+                raise ValueError(f"positions must be distinct and in 0..{len(self) - 1}")
+        return replace(self, ids=self.ids[rows], labels=None if self.labels is None else self.labels[rows])
+
+    def pixels(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, tuple[Skipped, ...]]:
+        """All images of a uniform source: ([M, H, W, C] uint8, their [M] int64 ids, the newly skipped).
+
+        M < N when files turn out broken, or of another size than their header says. progress: (done, total).
+        """
+        if not self.uniform:
+            raise ValueError(f"the images of {self.name} differ in size; read them one by one")
+        out = np.empty((len(self), self.height, self.width, self.channels), np.uint8)
+
+        def fill(rows: np.ndarray) -> list[tuple[int, str]]:
+            broken = []
+            for row in rows.tolist():
+                try:
+                    image = self.read(int(self.ids[row]))
+                    if image.shape != out.shape[1:]:
+                        raise Unusable(f"its pixels are {image.shape[0]}x{image.shape[1]}, unlike its header")
+                    out[row] = image
+                except Unusable as error:
+                    broken.append((row, str(error)))
+            return broken
+
+        kept, skipped, done = np.ones(len(self), bool), [], 0
+        for rows, broken in _in_threads(fill, np.arange(len(self))):
+            for row, reason in broken:
+                kept[row] = False
+                skipped.append((int(self.ids[row]), self.name_of(int(self.ids[row])), reason))
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(self))
+        return (out[kept] if skipped else out), self.ids[kept], tuple(skipped)
+
+
+def verified(
+    name: str, listing: Listing, num_listed: int, fingerprint: str, labels: np.ndarray, channels: int | None
+) -> Source:
+    """Read every header and drop what is unusable. labels: [num_listed] int64, negative where unknown."""
+
+    def look(positions: np.ndarray) -> list[tuple[int, int, int] | str]:
+        found: list[tuple[int, int, int] | str] = []
+        for position in positions.tolist():
+            try:
+                found.append(listing.header(position))
+            except Unusable as error:
+                found.append(str(error))
+        return found
+
+    ids, shapes, skipped = list[int](), list[tuple[int, int, int]](), list[Skipped]()
+    for positions, results in _in_threads(look, np.arange(num_listed)):
+        for position, result in zip(positions.tolist(), results, strict=True):
+            if isinstance(result, str):
+                skipped.append((position, shown(listing.name(position)), result))
+            else:
+                ids.append(position)
+                shapes.append(result)
+    if len(ids) < 2:
+        first = f"; {len(skipped)} skipped, the first: {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
+        raise DataError(f"{shown(name)} holds {len(ids)} usable image(s), at least 2 are needed{first}")
+    sizes, kept = np.array(shapes), labels[ids]
+    height, width = (int(side) for side in np.median(sizes[:, :2], axis=0))
+    return Source(
+        name=name,
+        num_listed=num_listed,
+        fingerprint=fingerprint,
+        ids=np.array(ids, np.int64),
+        labels=None if (kept < 0).all() else np.maximum(kept, -1),
+        channels=channels or int(sizes[:, 2].max()),
+        height=height,
+        width=width,
+        uniform=bool((sizes[:, :2] == sizes[0, :2]).all()),
+        skipped=tuple(skipped),
+        listing=listing,
+    )
+
+
+def _in_threads(task: Callable[[np.ndarray], T], numbers: np.ndarray) -> Iterator[tuple[np.ndarray, T]]:
+    """Each (slice, task(slice)) of 64 numbers, in order; decoding and reading release Python's lock."""
+    slices = [numbers[start : start + 64] for start in range(0, len(numbers), 64)]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        yield from zip(slices, pool.map(task, slices), strict=True)
+
+
+def no_test_part(name: str, how: str) -> DataError:
+    return DataError(f"{shown(name)} has no test part; {how}, or hold images out of its train part")
+
+
+def shown(name: str) -> str:
+    """A name safe to print on one line: quoted and escaped if it holds newlines or undecodable bytes."""
+    return name if name.isprintable() else repr(name)
