@@ -106,11 +106,11 @@ def cifar10_two_cores() -> Options:
         batch_size=128,
         steps=9_000,
         optimizer="adamw",
-        base_lr=1.4e-3,
+        base_lr=2.8e-3,
         weight_decay=1e-4,
         warmup_steps=500,
         views=(replace(_NO_BLUR_T, crop_area=(0.2, 1.0)), replace(_NO_BLUR_T_PRIME, crop_area=(0.2, 1.0))),
-        method_args={"hidden": 1024, "out": 128, "tau": 0.99},
+        method_args={"hidden": 1024, "out": 128, "tau": 0.96},
     )
 
 
