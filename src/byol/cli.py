@@ -103,7 +103,7 @@ def pretrain(
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     recipe: Recipe = None,
     init: Annotated[
-        str | None, typer.Option(metavar="RUN|FILE|timm:TAG", help="Weights the encoder starts from.")
+        str | None, typer.Option(metavar="RUN|FILE|timm:NAME.TAG", help="Weights the encoder starts from.")
     ] = None,
     hold_out: Annotated[
         float | None, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none. 0.05 by default.")

@@ -79,6 +79,7 @@ def use_small_stem(model: nn.Module, channels: int) -> None:
         first[0].stride = (1, 1)  # type: ignore[assignment]
     else:
         model.conv1 = nn.Conv2d(channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+        initialize(model.conv1)
     model.maxpool = nn.Identity()
 
 

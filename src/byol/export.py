@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from byol.encoder import Encoder, EncoderSpec
+from byol.names import PRETRAINED, split_tag
 from byol.run import Run
 
 WEIGHTS = "backbone.safetensors"
@@ -67,13 +68,13 @@ def load(run_directory: str | Path) -> Encoder:
 
 
 def start_from(encoder: Encoder, init: str) -> Encoder:
-    """The encoder with the weights that `init` names: a run, a .safetensors file, or timm:TAG (downloaded by timm).
+    """The encoder with the weights that `init` names: a run, a .safetensors file, or timm:NAME.TAG, downloaded by timm.
 
     Classifier weights in a file are ignored; anything else that does not fit is a ValueError.
     """
-    if init.startswith("timm:"):
+    if init.startswith(PRETRAINED):
         try:
-            return Encoder(encoder.spec, pretrained_tag=init.removeprefix("timm:"))
+            return Encoder(encoder.spec, pretrained_tag=split_tag(init)[1])
         except Exception as error:  # timm and the hub raise many kinds; a person needs one line
             reason = str(error).splitlines()[0]
             raise ValueError(f"init={init!r}: timm cannot load {encoder.spec.name} with it: {reason}") from error
@@ -82,7 +83,7 @@ def start_from(encoder: Encoder, init: str) -> Encoder:
     path = Path(init)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"init={init!r} is neither a run nor a safetensors file; or use timm:TAG")
+        raise ValueError(f"init={init!r} is neither a run nor a safetensors file; or use timm:NAME.TAG")
     try:
         found = load_file(path)
     except Exception as error:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 METHODS = ("byol",)
 PROTOCOLS = ("knn", "linear", "fewshot")
+PRETRAINED = "timm:"
+"""What stands before the tag of weights that timm downloads."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -35,6 +37,12 @@ def backbones() -> tuple[str, ...]:
     for file in (Path(spec.origin).parent / "models").glob("*.py"):
         names.update(re.findall(r"^@register_model\s+def (\w+)\(", file.read_text("utf-8"), re.MULTILINE))
     return tuple(sorted(names))
+
+
+def split_tag(init: str) -> tuple[str, str]:
+    """timm:NAME.TAG or timm:TAG -> (NAME or nothing, TAG)."""
+    name, _, tag = init.removeprefix(PRETRAINED).rpartition(".")
+    return name, tag
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from byol.names import backbones, method_arguments, unknown
+from byol.names import PRETRAINED, backbones, method_arguments, split_tag, unknown
 from byol.run import Optimizer, Precision, Stem
 from byol.views.view import View
 
@@ -69,8 +69,14 @@ class Options:
             raise ValueError("epochs, steps and budget each say how long to train; give one of them")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             raise ValueError("warmup_epochs and warmup_steps both say how long to warm up; give one of them")
-        if self.init is not None and not self.init.startswith("timm:") and not Path(self.init).exists():
-            raise ValueError(f"init={self.init!r} does not exist; give a run, a .safetensors file, or timm:TAG")
+        if self.init is not None and self.init.startswith(PRETRAINED):
+            name = split_tag(self.init)[0]
+            if name and name not in backbones():
+                raise ValueError(unknown("backbone", name, backbones()))
+            if name and self.backbone not in (None, name):
+                raise ValueError(f"init={self.init!r} is not for backbone={self.backbone}; name one of the two")
+        elif self.init is not None and not Path(self.init).exists():
+            raise ValueError(f"init={self.init!r} does not exist; give a run, a .safetensors file, or timm:NAME.TAG")
         return self
 
     def with_settings(self, settings: Iterable[str]) -> Options:

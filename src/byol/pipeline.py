@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from byol import pictures
 from byol.data.decode import Unusable
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.open import open_source
 from byol.data.source import Source
+from byol.names import PRETRAINED
 from byol.options import Options
 from byol.plan import plan
 from byol.run import Run
@@ -142,7 +143,8 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
         ("precision", f"{run.precision} on {run.device}"),
         ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),
     ]
-    if run.init is not None and run.init.startswith("timm:") and run.stem == "3x3":
+    stem_is_new = run.stem == "3x3" and isinstance(training.method.encoder.model.conv1, nn.Conv2d)
+    if run.init is not None and run.init.startswith(PRETRAINED) and stem_is_new:
         lines.append(("note", "the 3x3 stem is new: of the pretrained weights all but the first layer are used"))
     if run.channels != 3:
         lines.append(

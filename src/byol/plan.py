@@ -16,9 +16,11 @@ from torch import Tensor
 from byol.data.loader import Normalization, data_statistics, split_hold_out, views_for
 from byol.data.source import Source
 from byol.encoder import stem_for
+from byol.export import DESCRIPTION, read_description, spec_of
 from byol.methods import Situation, get
+from byol.names import PRETRAINED, split_tag
 from byol.options import Options
-from byol.run import Run
+from byol.run import Run, Stem
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
 
 LARGEST_DEFAULT_PX = 224
@@ -32,7 +34,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     num_train = len(split_hold_out(source, options.hold_out, options.seed)[0])
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = options.image_size or min(LARGEST_DEFAULT_PX, source.height, source.width)
-    backbone, backbone_args = _backbone(options, size, device)
+    backbone, backbone_args, stem = _structure(options, size, device)
     batch_size = options.batch_size or _batch_size(num_train, device)
     images_per_step = batch_size * options.accumulate
     if images_per_step > num_train:
@@ -66,7 +68,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         method_args={**defaults.method_args, **started, **options.method_args},
         backbone=backbone,
         backbone_args=backbone_args,
-        stem=options.stem or stem_for(backbone, size),
+        stem=options.stem or stem or stem_for(backbone, size),
         image_size=size,
         channels=source.channels,
         mean=statistics.mean,
@@ -93,13 +95,21 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     )
 
 
-def _backbone(options: Options, size: int, device: str) -> tuple[str, dict[str, Any]]:
+def _structure(options: Options, size: int, device: str) -> tuple[str, dict[str, Any], Stem | None]:
+    """Backbone, its arguments, and its stem where that is not free: what was named, what the weights to start from
+    are of, or the rule."""
     if options.backbone is not None:
-        return options.backbone, options.backbone_args or {}
-    name, args = ("resnet18", {}) if size <= 64 else ("resnet50", {})
+        return options.backbone, options.backbone_args or {}, None
+    name, args = "resnet18" if size <= 64 else "resnet50", dict[str, Any]()
+    if options.init is not None and options.backbone_args is None:
+        if (Path(options.init) / DESCRIPTION).is_file():
+            spec = spec_of(read_description(Path(options.init)))
+            return spec.name, {k: v for k, v in spec.args.items() if k != "img_size"}, spec.stem
+        if options.init.startswith(PRETRAINED):
+            return split_tag(options.init)[0] or name, args, None
     if device == "cpu":
         name, args = "resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
-    return name, args if options.backbone_args is None else options.backbone_args
+    return name, args if options.backbone_args is None else options.backbone_args, None
 
 
 def _batch_size(num_train: int, device: str) -> int:

@@ -57,7 +57,7 @@ class Run:
     checkpoint_every_steps: int
     stop_on_collapse: bool = False
     init: str | None = None
-    """A run, a safetensors file or timm:TAG whose weights the encoder starts from."""
+    """A run, a safetensors file or timm:NAME.TAG whose weights the encoder starts from."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What was found and not chosen: versions, the data's count and fingerprint, device, git commit."""
 
