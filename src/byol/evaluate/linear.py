@@ -43,7 +43,7 @@ class LinearClassifier:
     std: np.ndarray
     """[D] float64, 1 for constant features."""
     converged: bool
-    """Whether L-BFGS ended by TOLERANCE, or with no progress left in float64; not by MAX_ITERATIONS."""
+    """Whether L-BFGS reached TOLERANCE."""
 
     def predict(self, x: np.ndarray | Tensor) -> np.ndarray:
         """The most probable class of each row of x: [N, D]; int64 [N]."""
@@ -216,8 +216,7 @@ def _fit(x: np.ndarray, y: np.ndarray, start: np.ndarray, penalty: float) -> tup
         options={"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "gtol": 0, "ftol": 0, "maxcor": 20},
     )
     weight = found.x.reshape(start.shape) * unit
-    # Status 2: no step improves the value any more, which is as far as float64 goes.
-    return weight, bool(np.linalg.norm(objective(weight)[1]) <= tolerance or found.status in (0, 2))
+    return weight, bool(np.linalg.norm(objective(weight)[1]) <= tolerance)
 
 
 def standardisation(x: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
