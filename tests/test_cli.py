@@ -194,7 +194,7 @@ def test_the_arguments_read_from_a_method_s_source_are_its_constructor_s():
 
     for method in names.METHODS:
         constructor = get(method).__init__
-        own = [p for p in inspect.signature(constructor).parameters if p not in ("self", "encoder")]
+        own = [p for p in inspect.signature(constructor).parameters if p not in ("self", "encoder", *names.FILLED)]
         hints = typing.get_type_hints(constructor)
         assert names.method_arguments(method) == {name: hints[name] for name in own}
 

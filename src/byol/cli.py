@@ -45,7 +45,7 @@ Data = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Method = Annotated[str | None, typer.Option(help="byol by default; see `byol list methods`.")]
+Method = Annotated[str | None, typer.Option(help="byol by default; see `byol list methods`. Your own: module:Class.")]
 Recipe = Annotated[str | None, typer.Option(help="A published recipe, exactly; see `byol list recipes`.")]
 Settings = Annotated[
     list[str] | None,
@@ -179,7 +179,7 @@ def evaluate(
             _must_exist(place)
     from byol import pictures
     from byol.console import Terminal, evaluation_table, stdout
-    from byol.demo import evaluate_run
+    from byol.pipeline import evaluate_run
 
     with Terminal() as terminal:
         found = evaluate_run(
@@ -191,6 +191,90 @@ def evaluate(
     else:
         stdout.print(evaluation_table(found))
         stdout.print(f"Written to {run}/evaluation.json; picture: {run}/results.png.")
+
+
+@app.command()
+def compare(
+    data: Data,
+    out: Out,
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between: methods, recipes, or your own module:Class.")
+    ] = ",".join(names.METHODS),
+    steps: Annotated[int | None, typer.Option(min=1, help="Equal steps: one table.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Equal time, e.g. 5m: one table. 5m where --steps is not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method; 2 and more give intervals.")] = 3,
+    recipe: Annotated[str | None, typer.Option(help="A recipe whose network, batch and views all methods get.")] = None,
+    own_views: Annotated[bool, typer.Option("--own-views", help="Each method's own views, for the same ones.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images in one forward pass.")] = None,
+    image_size: ImageSize = None,
+    backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
+    labelled: Annotated[str | None, typer.Option(help="Labelled data to evaluate on; DATA itself by default.")] = None,
+    test: Annotated[str | None, typer.Option(help="Data to test on; else the test part, or a fifth.")] = None,
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train several methods alike, evaluate them alike, and show them in one table and one plot.
+
+    Each brings its own optimizer, learning rate and arguments; data, views, network, batch and length are the same.
+    """
+    from byol.experiments import RECIPES
+
+    chosen = [name.strip() for name in methods.split(",") if name.strip()]
+    if not chosen:
+        _fail("--methods names none; see `byol list methods`")
+    if twice := next((name for name in chosen if chosen.count(name) > 1), None):
+        _fail(f"--methods names {twice} twice")
+    for name in chosen:
+        if name not in RECIPES:
+            try:
+                names.method_arguments(name)
+            except ValueError as error:
+                _fail(str(error))
+    common = _options(
+        None,
+        recipe,
+        None,
+        batch_size=batch_size,
+        image_size=image_size,
+        backbone=backbone,
+        device=None if device is None else device.value,
+    )
+    seconds = None if budget is None and steps is not None else _seconds(budget or "5m")
+    for place in (data, labelled, test):
+        if place is not None:
+            _must_exist(place)
+    if not resume and _taken(out):
+        _fail(f"{out} exists already; choose another --out, or add --resume to go on with it")
+    from byol import compare as comparing
+    from byol.console import Terminal, comparison_table, stdout
+
+    lengths = {} if steps is None else {"steps": comparing.Length(steps=steps)}
+    lengths |= {} if seconds is None else {"minutes": comparing.Length(budget=seconds)}
+    contenders = [comparing.contender(name, common, settings or (), own_views=own_views) for name in chosen]
+    with Terminal() as terminal:
+        result = comparing.compare(
+            data,
+            out,
+            contenders,
+            lengths,
+            seeds=seeds,
+            labelled=labelled,
+            test=test,
+            resume=resume,
+            observer=terminal,
+        )
+    if as_json:
+        _print_json(result)
+        return
+    for length in lengths:
+        found = comparing.rows(result, length)
+        stdout.print(comparison_table(comparing.title(result, length), comparing.MEASURES, found))
+    drawn = ", ".join(f"{out}/{length}.png" for length in lengths)
+    stdout.print(f"± is half the 95 % interval of the mean over seeds. Tables: {out}/compare.md; plots: {drawn}.")
 
 
 @app.command()
@@ -238,12 +322,20 @@ def _options(method: str | None, recipe: str | None, settings: list[str] | None,
 
     if recipe is not None and recipe not in RECIPES:
         _fail(names.unknown("recipe", recipe, RECIPES))
-    if method is not None and method not in names.METHODS:
-        _fail(names.unknown("method", method, names.METHODS))
+    if method is not None:
+        try:
+            names.method_arguments(method)
+        except ValueError as error:
+            _fail(str(error))
     options = RECIPES[recipe]() if recipe else Options(method=method or "byol")
     if method not in (None, options.method):
         _fail(f"{recipe} is a recipe of {options.method}; leave out --method {method}")
-    options = replace(options, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.batch_size is not None:
+        options = options.at_batch(
+            given.pop("batch_size", options.batch_size), given.pop("accumulate", options.accumulate)
+        )
+    options = replace(options, **given)
     # How long to train, said here, replaces how long the recipe says; so does the backbone, with all its structure.
     lengths: dict[str, Any] = {name: given.get(name) for name in ("epochs", "steps", "budget")}
     if any(value is not None for value in lengths.values()):

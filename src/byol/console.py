@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,8 +33,9 @@ _WORDS = {
 class Terminal:
     """Shows a run as it goes. Use as a context manager."""
 
-    def __init__(self, console: Console = stderr) -> None:
+    def __init__(self, console: Console = stderr, *, plan: bool = True) -> None:
         self._console = console
+        self._plan = plan
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -62,6 +64,8 @@ class Terminal:
         self._update("loading images", done, total, "")
 
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None:
+        if not self._plan:
+            return
         table = Table.grid(padding=(0, 2))
         for name, value in lines:
             table.add_row(f"[dim]{name}[/]", value)
@@ -94,11 +98,23 @@ def evaluation_table(found: dict[str, Any]) -> Table:
         title_justify="left",
     )
     table.add_column("top-1 accuracy")
-    names = ["backbone", "raw pixels", "untrained"]
+    names = list(next(iter(found["results"].values())))
     for name in names:
-        table.add_column(name, justify="right", style="bold" if name == "backbone" else "")
+        title = "backbone (used labels)" if name == "backbone" and found.get("used_labels") else name
+        table.add_column(title, justify="right", style="bold" if name == "backbone" else "")
     for label, row in evaluation_rows(found):
         table.add_row(label, *(row[name] for name in names))
+    return table
+
+
+def comparison_table(title: str, heads: dict[str, str], rows: list[tuple[str, dict[str, str]]]) -> Table:
+    """A row a method. heads: measure -> heading. rows: (name, measure -> text)."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method")
+    for head in heads.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, cells in rows:
+        table.add_row(name, *(cells[measure].replace("0.", ".").replace(" +- ", "±") for measure in heads))
     return table
 
 

@@ -29,6 +29,12 @@ this package's choice, not a paper's. The rank is at most min(B - 1, d): with B 
 healthy."""
 
 
+SPREADING_STD_RATIO = 0.1
+SPREADING_GROWTH = 1.1
+"""An embedding without batch norm starts close to one direction and opens: above this, and by this factor wider than
+at the look before, it is on its way."""
+
+
 @dataclass(frozen=True)
 class Health:
     """The numbers of one batch; see the function of each name."""
@@ -56,10 +62,13 @@ def health(z1: Tensor, z2: Tensor) -> Health:
     )
 
 
-def verdict(health: Health) -> Literal["healthy", "narrow", "collapsed"]:
-    """One word for the numbers, by the thresholds of this module."""
-    if health.std_ratio < COLLAPSED_STD_RATIO or health.effective_rank < COLLAPSED_RANK:
+def verdict(health: Health, before: Health | None = None) -> Literal["healthy", "narrow", "collapsed"]:
+    """One word for the numbers, by the thresholds of this module. before: the numbers of the look before, if any."""
+    if health.effective_rank < COLLAPSED_RANK:
         return "collapsed"
+    if health.std_ratio < COLLAPSED_STD_RATIO:
+        opening = before is not None and health.std_ratio > SPREADING_GROWTH * before.std_ratio
+        return "narrow" if opening and health.std_ratio > SPREADING_STD_RATIO else "collapsed"
     if health.std_ratio < NARROW_STD_RATIO or health.effective_rank < NARROW_RANK:
         return "narrow"
     return "healthy"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from byol.encoder import Encoder, EncoderSpec
+from byol.methods import get
 from byol.names import PRETRAINED, split_tag
 from byol.run import Run
 
@@ -34,6 +35,7 @@ def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> 
         "evaluation_input": f"centre square of 0.875 x the shorter side, bicubic to {run.image_size} px; "
         "smaller ones are enlarged whole, and those of this size taken as they are",
         "method": run.method,
+        "used_labels": get(run.method).uses_labels,
         "steps": step,
         "seed": run.seed,
     }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import builtins
 import difflib
+import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-METHODS = ("byol",)
+METHODS = ("byol", "simsiam", "barlow_twins", "vicreg", "simclr", "moco", "moco_v3", "instdisc", "supervised")
 PROTOCOLS = ("knn", "linear", "fewshot")
 PRETRAINED = "timm:"
 """What stands before the tag of weights that timm downloads."""
@@ -45,17 +47,59 @@ def split_tag(init: str) -> tuple[str, str]:
     return name, tag
 
 
+FILLED = ("num_images", "num_classes")
+"""Arguments of a method's constructor that the data decide."""
+
+
 @cache
 def method_arguments(method: str) -> dict[str, Any]:
     """The arguments of a method's constructor that a run may set, and their types, read from its source file: importing
-    it imports torch. ValueError for a method that does not exist."""
-    if method not in METHODS:
-        raise ValueError(unknown("method", method, METHODS))
-    tree = ast.parse((Path(__file__).parent / "methods" / f"{method}.py").read_text("utf-8"))
-    classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
-    own = next(node for node in classes if any(isinstance(b, ast.Name) and b.id == "Method" for b in node.bases))
-    constructor = next(node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return {argument.arg: _kind(argument.annotation) for argument in constructor.args.kwonlyargs}
+    it imports torch. method: a name, or module:Class. ValueError for a method that does not exist."""
+    tree = ast.parse(_source(method).read_text("utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    if ":" in method:
+        _, _, name = method.partition(":")
+        found = [node for node in classes if node.name == name]
+        if not found:
+            raise ValueError(unknown(f"class in {method.partition(':')[0]}", name, [c.name for c in classes]))
+        own = found[0]
+    else:
+        own = next(node for node in classes if any(isinstance(b, ast.Name) and b.id == "Method" for b in node.bases))
+    constructor = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    arguments = constructor[0].args.kwonlyargs if constructor else []
+    return {a.arg: _kind(a.annotation) for a in arguments if a.arg not in FILLED}
+
+
+def _source(method: str) -> Path:
+    if ":" not in method:
+        if method not in METHODS:
+            raise ValueError(unknown("method", method, METHODS))
+        return Path(__file__).parent / "methods" / f"{method}.py"
+    module = method.partition(":")[0]
+    _see_working_directory()
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ValueError(f"method {method!r}: there is no module {module} here; give module:Class of a Python file")
+    return Path(spec.origin)
+
+
+def import_outside(name: str) -> Any:
+    """What module:Name names, the module found here or installed. ValueError, in one line, where it cannot be had."""
+    module, _, attribute = name.partition(":")
+    _see_working_directory()
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be imported: {error}") from error
+
+
+def _see_working_directory() -> None:
+    # A command installed in bin/ does not look where it is called, as `python -m` does.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _kind(annotation: ast.expr | None) -> Any:
@@ -69,4 +113,4 @@ def _kind(annotation: ast.expr | None) -> Any:
             return _kind(left) | _kind(right)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
             return Literal[ast.literal_eval(values)]
-    raise TypeError(f"an argument of a method has no type this can read: {annotation and ast.unparse(annotation)}")
+    return object  # of a method of your own: anything

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from byol.data.loader import HOLD_OUT_EPOCH, Loader
@@ -14,7 +14,9 @@ from byol.diagnose import Health, health, verdict
 from byol.encoder import initialize
 from byol.evaluate.images import evaluation_images
 from byol.evaluate.knn import weighted_knn
+from byol.losses import labelled_cross_entropy
 from byol.methods import Method
+from byol.parallel import gather
 
 ADVICE = (
     "the embedding has collapsed: images no longer differ in it. Try a lower --base-lr, a longer warm-up "
@@ -34,12 +36,9 @@ class OnlineClassifier(nn.Module):
         initialize(self)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the labelled images; 0 where there is none. features: [B, D]. labels: [B] int64,
-        -1 for unknown."""
-        logits = self.linear(features.detach())
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        return total / (labels >= 0).sum().clamp_min(1)
+        """Mean cross-entropy over the labelled images of the global batch. features: [B, D]. labels: [B] int64, -1 for
+        unknown."""
+        return labelled_cross_entropy(gather(self.linear(features.detach())), gather(labels))
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ class HoldOut:
         self._bank = bank
         self._bank_rows = torch.linspace(0, len(bank.source) - 1, min(1024, len(bank.source))).long().unique()
         self._classifier = classifier
+        self.before: Health | None = None
+        """What the look before found; a resumed run restores it."""
         self._labelled = bool((held.labels >= 0).any() and (bank.labels >= 0).any())
 
     @torch.no_grad()
@@ -79,12 +80,14 @@ class HoldOut:
         method.eval()
         try:
             pairs = [
-                tuple(method.embed(self._ready(v, method)).float() for v in batch.views[:2])
-                for batch in self._views(self._held, self._rows)
+                tuple(method.embed(self._ready(v, method)).float() for v in views)
+                for views in self._pairs(self._held, self._rows)
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
             found = health(z1, z2)
-            return Probe(step, found, verdict(found), *(self._scores(method) if self._labelled else (None, None)))
+            word = verdict(found, self.before)
+            self.before = found
+            return Probe(step, found, word, *(self._scores(method) if self._labelled else (None, None)))
         finally:
             method.train(training)
 
@@ -93,9 +96,12 @@ class HoldOut:
         dtype = next(method.parameters()).dtype
         return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
-    def _views(self, loader: Loader, rows: Tensor) -> Any:
+    def _pairs(self, loader: Loader, rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
         for part in rows.split(256):
-            yield loader.batch_of(part, torch.full_like(part, HOLD_OUT_EPOCH))
+            views = loader.batch_of(part, torch.full_like(part, HOLD_OUT_EPOCH)).views
+            if len(views) == 1:  # of a method with one view: the next epoch's is the other
+                views += loader.batch_of(part, torch.full_like(part, HOLD_OUT_EPOCH + 1)).views
+            yield views[:2]
 
     def _features(self, method: Method, loader: Loader, rows: Tensor) -> Tensor:
         parts = []

@@ -10,17 +10,35 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights (decayed, adapted by LARS), and biases and normalisation parameters (neither).
+def parameter_groups(
+    modules: Iterable[nn.Module],
+    *,
+    weight_decay: float,
+    decay_all: bool = False,
+    bias_lr: float = 1.0,
+    constant: Iterable[nn.Module] = (),
+) -> list[dict[str, Any]]:
+    """Weights (decayed, adapted by LARS), and biases and normalisation parameters (neither, unless decay_all).
 
-    The second group is every parameter of at most one dimension, which in these networks is the same as the authors'
-    test by name.
+    The second kind is every parameter of at most one dimension, which in these networks is the same as the authors'
+    test by name. bias_lr: its learning rate, as a multiple. constant: modules whose parameters get groups of their own,
+    marked `constant`. Groups without parameters are left out.
     """
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
-    ]
+    held = {id(p) for m in constant for p in m.parameters()}
+    groups = []
+    for is_constant in (False, True):
+        for is_weight in (True, False):
+            groups.append(
+                {
+                    "params": [p for p in parameters if (id(p) in held, p.ndim > 1) == (is_constant, is_weight)],
+                    "weight_decay": weight_decay if is_weight or decay_all else 0.0,
+                    "adapt": is_weight,
+                    "lr_scale": 1.0 if is_weight else bias_lr,
+                    "constant": is_constant,
+                }
+            )
+    return [group for group in groups if group["params"]]
 
 
 class LARS(Optimizer):
@@ -33,8 +51,10 @@ class LARS(Optimizer):
         m = momentum * m + u
         w = w - lr * m                 (lr outside the momentum buffer)
 
-    A group with adapt=False skips the second line; give it weight_decay=0 for the reference's exclusion of biases
-    and normalisation parameters. Norms are Frobenius, over the whole tensor.
+    With lr_in_momentum=True, as in SimCLR's code, the last two lines are m = momentum * m + lr * u and w = w - m,
+    which differs while the learning rate changes. A group with adapt=False skips the second line; give it
+    weight_decay=0 for the reference's exclusion of biases and normalisation parameters. Norms are Frobenius, over the
+    whole tensor.
     """
 
     def __init__(
@@ -46,11 +66,10 @@ class LARS(Optimizer):
         weight_decay: float = 0.0,
         eta: float = 1e-3,
         adapt: bool = True,
+        lr_in_momentum: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": adapt},
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": adapt}
+        super().__init__(params, defaults | {"lr_in_momentum": lr_in_momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -79,6 +98,7 @@ class LARS(Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffers.append(state["momentum_buffer"])
             torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, updates)
-            torch._foreach_add_(weights, buffers, alpha=-group["lr"])
+            inside, outside = (group["lr"], 1.0) if group["lr_in_momentum"] else (1.0, group["lr"])
+            torch._foreach_add_(buffers, updates, alpha=inside)
+            torch._foreach_add_(weights, buffers, alpha=-outside)
         return loss

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from byol.names import PRETRAINED, backbones, method_arguments, split_tag, unknown
-from byol.run import Optimizer, Precision, Stem
+from byol.run import EncoderInit, Optimization, Optimizer, Precision, Stem
 from byol.views.view import View
 
 
@@ -33,6 +33,17 @@ class Options:
     optimizer: Optimizer | None = None
     base_lr: float | None = None
     weight_decay: float | None = None
+    decay_all: bool | None = None
+    bias_lr: float | None = None
+    constant_lr: tuple[str, ...] | None = None
+    final_lr: float | None = None
+    lr_drops: tuple[float, ...] | None = None
+    lr_in_momentum: bool | None = None
+    lr_by_epoch: bool = False
+    """The learning rate changes once an epoch, after the warm-up."""
+    encoder_init: EncoderInit = "byol"
+    normalize: bool = True
+    """Views are normalised with ImageNet's mean and standard deviation, or the data's own; else they stay in [0, 1]."""
     warmup_epochs: float | None = None
     warmup_steps: int | None = None
     views: tuple[View, ...] | None = None
@@ -45,6 +56,8 @@ class Options:
     hold_out: float = 0.05
     init: str | None = None
     stop_on_collapse: bool = False
+    moved: tuple[str, ...] = ()
+    """What `at_batch` did, for people."""
 
     def checked(self) -> Options:
         """Itself, or ValueError in one line for what is wrong whatever the data."""
@@ -59,10 +72,14 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be greater than 0 and finite")
-        for name in ("weight_decay", "warmup_epochs", "warmup_steps", "workers", "seed"):
+        for name in ("weight_decay", "bias_lr", "warmup_epochs", "warmup_steps", "workers", "seed"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must not be negative")
+        if self.final_lr is not None and not 0 <= self.final_lr <= 1:
+            raise ValueError(f"final_lr={self.final_lr} is a share of the peak: from 0 to 1")
+        if not all(0 < share < 1 for share in self.lr_drops or ()):
+            raise ValueError(f"lr_drops={self.lr_drops} are shares of the run: greater than 0 and less than 1")
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
         if sum(given is not None for given in (self.epochs, self.steps, self.budget)) > 1:
@@ -79,11 +96,44 @@ class Options:
             raise ValueError(f"init={self.init!r} does not exist; give a run, a .safetensors file, or timm:NAME.TAG")
         return self
 
+    def at_batch(self, batch_size: int, accumulate: int = 1) -> Options:
+        """With another batch, and with all that follows from it: docs/defaults.md has the rules and their sources."""
+        old, new = (self.batch_size or 0) * self.accumulate, batch_size * accumulate
+        options = replace(self, batch_size=batch_size, accumulate=accumulate)
+        if old in (0, new):
+            return options
+        ratio = new / old
+        said = []
+        if self.base_lr is not None:
+            # base_lr is multiplied by the batch wherever it is used, which is the linear rule.
+            rule, exponent = ("square root", 0.5) if self.optimizer in (None, "adamw") else ("linear", 1.0)
+            base_lr = float(f"{self.base_lr * ratio ** (exponent - 1):.4g}")
+            options = replace(options, base_lr=base_lr)
+            said.append(f"learning rate {self.base_lr * old / 256:.4g} -> {base_lr * new / 256:.4g} ({rule} rule)")
+            if exponent == 0.5 and self.weight_decay:
+                weight_decay = float(f"{self.weight_decay * ratio**0.5:.4g}")
+                options = replace(options, weight_decay=weight_decay)
+                said.append(f"weight decay {self.weight_decay:g} -> {weight_decay:g}")
+        if "tau" in self.method_args:
+            tau = round(self.method_args["tau"] ** ratio, 6)
+            options = replace(options, method_args={**self.method_args, "tau": tau})
+            said.append(f"tau {self.method_args['tau']:g} -> {tau:g}")
+        for name in ("steps", "warmup_steps"):
+            if (steps := getattr(self, name)) is not None:
+                options = replace(options, **{name: round(steps / ratio)})
+                said.append(f"{name.replace('_steps', '-up')} {steps:,} -> {round(steps / ratio):,} steps")
+        return replace(options, moved=(f"batch {old} -> {new}", *said))
+
+    def for_method(self, method: str) -> Options:
+        """The same data, network, views and length for another method, which brings its own arguments and optimizer."""
+        own: dict[str, Any] = dict.fromkeys(f.name for f in fields(Optimization))
+        return replace(self, method=method, method_args={}, warmup_steps=None, warmup_epochs=None, **own)
+
     def with_settings(self, settings: Iterable[str]) -> Options:
         """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""
         options = self
         own = get_type_hints(Options)
-        for name in ("method", "method_args", "views", "view_changes"):  # set by ways of their own
+        for name in ("method", "method_args", "views", "view_changes", "moved"):  # set by ways of their own
             del own[name]
         of_view = {f"view.{name}": kind for name, kind in get_type_hints(View).items()}
         of_method = method_arguments(self.method)
@@ -97,6 +147,12 @@ class Options:
             value = _value(text, kinds[name])
             if name in of_method:
                 options = replace(options, method_args={**options.method_args, name: value})
+            elif name in ("batch_size", "accumulate"):
+                batch = {"batch_size": options.batch_size, "accumulate": options.accumulate} | {name: value}
+                if batch["batch_size"] is None or not _fits(value, int):
+                    options = replace(options, **{name: value})
+                else:
+                    options = options.at_batch(**batch)
             elif name in of_view:
                 changes = {**options.view_changes, name.removeprefix("view."): value}
                 options = replace(options, view_changes=changes)
@@ -132,6 +188,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return value in arguments
     if origin is tuple and Ellipsis not in arguments:
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
     if origin in (int, float):
         return isinstance(value, int if origin is int else (int, float)) and not isinstance(value, bool)
     return isinstance(value, origin)
@@ -144,6 +202,6 @@ def _words(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin is tuple:
-        return f"{len(arguments)} values such as (0.2, 1)"
+        return "several values in parentheses" if ... in arguments else f"{len(arguments)} values such as (0.2, 1)"
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
     return words.get(origin, "a dictionary such as {'layers': [1, 1, 1, 1]}")

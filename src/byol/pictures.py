@@ -98,6 +98,31 @@ def results_chart(rows: list[tuple[str, dict[str, float]]], path: Path, *, title
     figure.savefig(path)
 
 
+def comparison(curves: dict[str, list[list[tuple[float, float]]]], path: Path, *, title: str) -> None:
+    """Quality against time: for each method the mean over its runs, and the runs faintly. curves: of each run,
+    (seconds of training, accuracy)."""
+    from matplotlib import colormaps
+
+    figure = _figure(8.2, 4.6)
+    axis = figure.subplots()
+    drawn = []
+    for i, (name, runs) in enumerate((n, r) for n, r in curves.items() if any(r)):
+        colour = colormaps["tab10"](i % 10)
+        for run in runs:
+            axis.plot(*zip(*run, strict=True), color=colour, linewidth=0.7, alpha=0.3)
+        looks = min(len(run) for run in runs)
+        mean = np.array([run[:looks] for run in runs]).mean(0)
+        (line,) = axis.plot(mean[:, 0], mean[:, 1], "-" if i < 10 else "--", color=colour, linewidth=2)
+        drawn.append((float(mean[-1, 1]), name, line))
+    axis.set_xlabel("seconds of training", fontsize=8, color=_FAINT)
+    axis.set_title(f"{title}; kNN accuracy on held-out images", fontsize=10.5, color=_INK, loc="left")
+    _quiet(axis)
+    drawn.sort(key=lambda each: -each[0])
+    labels = [f"{name}  {accuracy:.3f}" for accuracy, name, _ in drawn]
+    figure.legend([line for *_, line in drawn], labels, loc="outside right center", frameon=False, fontsize=8.5)
+    figure.savefig(path)
+
+
 def result_rows(found: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """The accuracies of `evaluate.table.evaluate` as rows of the chart."""
     rows = []

@@ -1,4 +1,4 @@
-"""From a folder to a trained backbone: open the data, plan the run, train, write the files."""
+"""From a folder to a trained backbone, and from a backbone to a table of how good it is."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ from byol.data.decode import Unusable
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.open import open_source
 from byol.data.source import Source
+from byol.evaluate.table import (
+    COLUMNS,
+    PROTOCOLS,
+    Labelled,
+    evaluate,
+    load_labelled,
+    split_labelled,
+    with_classes_of,
+)
+from byol.export import load, read_description
 from byol.names import PRETRAINED
 from byol.options import Options
 from byol.plan import plan
@@ -202,3 +212,57 @@ def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8,
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.views_grid(list(originals.values()), views, path, title=name)
     return path
+
+
+def open_labelled(data: str, test: str | None, *, image_size: int, channels: int | None) -> tuple[Labelled, Labelled]:
+    """(training, test) images with labels. test: other data to test on; else the test part of `data`, or a fifth of it
+    where it has none. channels: that the encoder takes, where the source may choose."""
+    source = open_source(data, part="train", channels=channels)
+    train = load_labelled(source, image_size)
+    if test is None and not source.has_test_part:
+        return split_labelled(train)
+    tests = open_source(test or data, part="all" if test else "test", channels=source.channels)
+    return train, with_classes_of(train, load_labelled(tests, image_size), test or data)
+
+
+def evaluate_run(
+    run_directory: Path,
+    data: str,
+    *,
+    test: str | None = None,
+    protocols: tuple[str, ...] = PROTOCOLS,
+    seed: int = 0,
+    observer: Observer,
+    labelled: tuple[Labelled, Labelled] | None = None,
+    columns: tuple[str, ...] = COLUMNS,
+    write: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a run's backbone on labelled data, beside its baselines; writes evaluation.json into the run (if write).
+
+    test: see `open_labelled`. labelled: what that gave, where it was called before. columns: of the table, to leave out
+    baselines.
+    """
+    encoder = load(run_directory)
+    description = read_description(run_directory)
+    spec = encoder.spec
+    if labelled is None:
+        channels = spec.channels if spec.channels in (1, 3) else None
+        labelled = open_labelled(data, test, image_size=spec.image_size, channels=channels)
+    found = evaluate(
+        encoder,
+        *labelled,
+        mean=description["normalization"]["mean"],
+        std=description["normalization"]["std"],
+        protocols=protocols,
+        columns=columns,
+        seed=seed,
+        network_seed=description["seed"],
+        say=observer.say,
+    )
+    used = {"used_labels": True} if description.get("used_labels") else {}
+    found = {"run": str(run_directory), "data": data, "test": test, **used, **found}
+    if write:
+        temporary = run_directory / "evaluation.json.tmp"
+        temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        temporary.replace(run_directory / "evaluation.json")
+    return found

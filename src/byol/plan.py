@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import platform
 import subprocess
 from dataclasses import replace
@@ -17,10 +18,10 @@ from byol.data.loader import Normalization, data_statistics, split_hold_out, vie
 from byol.data.source import Source
 from byol.encoder import stem_for
 from byol.export import DESCRIPTION, read_description, spec_of
-from byol.methods import Situation, get
+from byol.methods import Method, Situation, get, wanted
 from byol.names import PRETRAINED, split_tag
 from byol.options import Options
-from byol.run import Run, Stem
+from byol.run import Optimization, Run, Stem
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
 
 LARGEST_DEFAULT_PX = 224
@@ -50,22 +51,29 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         steps = int(epochs * num_train / images_per_step)
     if steps < 1:
         raise ValueError(f"epochs={options.epochs} of {num_train} images are less than one step; use more epochs")
-    situation = Situation(num_train, size, source.channels, images_per_step, steps)
+    situation = Situation(num_train, size, source.channels, images_per_step, steps, options.accumulate)
     method = get(options.method)
+    _check_labels(options.method, method, source)
     defaults = method.defaults(situation)
     views = tuple(replace(view, **options.view_changes) for view in options.views or method.views)
     if len(views) != len(method.views):
         raise ValueError(f"{options.method} takes {len(method.views)} views, not {len(views)}")
     # A target that starts from given weights starts as a copy of them: two networks that disagree is no start.
     started = {"target_init": "copy"} if options.init and "target_init" in defaults.method_args else {}
-    if source.channels == 3:
+    method_args = {**defaults.method_args, **started, **options.method_args}
+    method.check(situation, **method_args)
+    rules = {f.name: getattr(options, f.name) for f in dataclasses.fields(Optimization)}
+    rules = {name: getattr(defaults, name) if value is None else value for name, value in rules.items()}
+    if not options.normalize:
+        statistics = Normalization((0.0,) * source.channels, (1.0,) * source.channels)
+    elif source.channels == 3:
         statistics = Normalization(IMAGENET_MEAN, IMAGENET_STD)
     else:
         statistics = data_statistics(source, pixels)
     return Run(
         data=source.name,
         method=options.method,
-        method_args={**defaults.method_args, **started, **options.method_args},
+        method_args=method_args,
         backbone=backbone,
         backbone_args=backbone_args,
         stem=options.stem or stem or stem_for(backbone, size),
@@ -78,9 +86,9 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         accumulate=options.accumulate,
         total_steps=steps,
         warmup_steps=_warmup(options, defaults.warmup, steps, num_train, images_per_step),
-        optimizer=options.optimizer or defaults.optimizer,
-        base_lr=defaults.base_lr if options.base_lr is None else options.base_lr,
-        weight_decay=defaults.weight_decay if options.weight_decay is None else options.weight_decay,
+        lr_every_steps=max(1, num_train // images_per_step) if options.lr_by_epoch else 1,
+        encoder_init=options.encoder_init,
+        **rules,
         precision=options.precision or ("bf16" if has_bf16(device) else "32"),
         device=device,
         workers=_workers(device) if options.workers is None else options.workers,
@@ -91,8 +99,18 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         checkpoint_every_steps=max(1, min(1000, steps // 10)),
         stop_on_collapse=options.stop_on_collapse,
         init=options.init,
-        facts=_facts(source, device, num_train),
+        facts=_facts(source, device, num_train) | ({"moved": list(options.moved)} if options.moved else {}),
     )
+
+
+def _check_labels(name: str, method: type[Method], source: Source) -> None:
+    """ValueError where a method learns from labels and there are none."""
+    needs = "labels" in wanted(method) or "num_classes" in inspect.signature(method).parameters
+    if needs and (source.labels is None or not (source.labels >= 0).any()):
+        raise ValueError(
+            f"{name} learns from labels and {source.name} has none; put the images in one sub-folder a class, or use "
+            "a Parquet file with a `label` column"
+        )
 
 
 def _structure(options: Options, size: int, device: str) -> tuple[str, dict[str, Any], Stem | None]:

@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     ORDER = 1
     HOLD_OUT = 2
     REPLACEMENT = 3
+    METHOD = 4
 
 
 def key(seed: int, purpose: Purpose | None = None) -> Tensor:
@@ -89,5 +90,9 @@ def permutation(key: Tensor, num: int) -> Tensor:
 
     Sorts 62-bit random words; equal words (probability about num**2 / 2**63) keep their order.
     """
-    words = bits(key, 2 * num).view(num, 2)
+    return by_words(bits(key, 2 * num).view(num, 2))
+
+
+def by_words(words: Tensor) -> Tensor:
+    """The order [N] int64 in which pairs of 32-bit words [N, 2], of keys for instance, ascend by 62 of their bits."""
     return torch.argsort((words[:, 0] >> 1 << 31) | (words[:, 1] >> 1), stable=True)

@@ -12,10 +12,36 @@ from typing import Any, Literal
 Optimizer = Literal["lars", "sgd", "adamw"]
 Precision = Literal["bf16", "32", "64"]
 Stem = Literal["original", "3x3"]
+EncoderInit = Literal["byol", "timm"]
+"""How the encoder's weights are drawn: as BYOL's code does, or as timm does (for ResNets: Kaiming normal, each residual
+block's last norm at 0), which is also how the code of the methods written in PyTorch does."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How the weights are moved. Pure data: the same names in a method's defaults, a recipe and a run."""
+
+    optimizer: Optimizer
+    base_lr: float
+    """Learning rate for 256 images a step; the peak is base_lr * batch_size * accumulate / 256."""
+    weight_decay: float
+    """Of the weights; biases and normalisation parameters have none unless `decay_all` is set."""
+    decay_all: bool = False
+    """Biases and normalisation parameters decay too, as in the code of SimSiam and MoCo."""
+    bias_lr: float = 1.0
+    """Learning rate of biases and normalisation parameters, as a multiple of the weights'."""
+    constant_lr: tuple[str, ...] = ()
+    """Parts of the method whose learning rate stays at its peak after the warm-up."""
+    final_lr: float = 0.0
+    """Where the cosine ends, as a share of the peak."""
+    lr_drops: tuple[float, ...] = ()
+    """Shares of the run after each of which the learning rate is a tenth; where there are any, no cosine."""
+    lr_in_momentum: bool = False
+    """LARS with the learning rate inside the momentum buffer, as in SimCLR's code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Optimization):
     """Everything that determines what a training run computes. Nothing in it is decided later."""
 
     data: str
@@ -40,10 +66,9 @@ class Run:
     total_steps: int
     """Optimizer steps, K."""
     warmup_steps: int
-    optimizer: Optimizer
-    base_lr: float
-    """Learning rate for 256 images a step; the peak is base_lr * batch_size * accumulate / 256."""
-    weight_decay: float
+    lr_every_steps: int = 1
+    """After the warm-up the learning rate changes this often: 1, or the steps of an epoch."""
+    encoder_init: EncoderInit = "byol"
     precision: Precision
     """bf16: networks under autocast; weights, loss, optimizer and target stay float32."""
     device: str

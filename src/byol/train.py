@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import inspect
 import json
 import logging
 import math
+import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,17 @@ from byol import checkpoint, rng
 from byol.convolution import use_matrix_products
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import Source
+from byol.diagnose import Health
 from byol.encoder import Encoder, EncoderSpec, initialize
 from byol.export import parameter_count, save_backbone, start_from
-from byol.methods import Method, Out, get
+from byol.methods import Method, Out, get, wanted
+from byol.names import FILLED, unknown
+from byol.norm import share
 from byol.online import ADVICE, HoldOut, OnlineClassifier, Probe
 from byol.optim import LARS, parameter_groups
+from byol.parallel import world_size
 from byol.run import Run
-from byol.schedules import warmup_cosine
+from byol.schedules import warmup_cosine, warmup_drops
 from byol.views.view import View
 
 _FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
@@ -63,36 +70,56 @@ class Networks(nn.Module):
         self.method = method
         self.classifier = classifier
 
-    def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, ...]:
-        """(loss of the method, loss of the classifier, features, embedding)."""
-        out = self.method(*(v.contiguous(memory_format=torch.channels_last) for v in views))
+    def forward(
+        self, views: tuple[Tensor, ...], ids: Tensor, labels: Tensor, key: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """(loss of the method, loss of the classifier, and features, embedding and extras of `Out`)."""
+        given = {"ids": ids, "labels": labels, "key": key}
+        asked = {name: given[name] for name in wanted(type(self.method))}
+        out: Out = self.method(*(v.contiguous(memory_format=torch.channels_last) for v in views), **asked)
         probe = self.classifier(out.features, labels) if self.classifier else out.loss.new_zeros(())
-        return out.loss, probe, out.features, out.embedding
+        return out.loss, probe, out.features, out.embedding, out.extras
 
 
-def build(run: Run, *, num_classes: int = 0) -> Networks:
-    """The networks of a run before its first step, drawn from its seed; no global random state is used up."""
+def build(run: Run, *, num_classes: int = 0, num_images: int = 0) -> Networks:
+    """The networks of a run before its first step, drawn from its seed; no global random state is used up.
+
+    num_classes: of the data, 0 without labels. num_images: one more than the largest image id.
+    """
     spec = EncoderSpec(run.backbone, run.image_size, run.channels, run.stem, run.backbone_args)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         encoder = Encoder(spec)
-        initialize(encoder)
+        if run.encoder_init == "byol":
+            initialize(encoder)
         if run.init is not None:
             encoder = start_from(encoder, run.init)
-        method = get(run.method)(encoder, **run.method_args)
+        kind = get(run.method)
+        data = {"num_classes": num_classes, "num_images": num_images}
+        filled = {name: data[name] for name in FILLED if name in inspect.signature(kind).parameters}
+        method = kind(encoder, **filled, **run.method_args)
         classifier = OnlineClassifier(encoder.dim, num_classes) if num_classes else None
     networks = Networks(method, classifier).to(memory_format=torch.channels_last)
+    if world_size() > 1:
+        share(networks)
     if run.device == "cpu" and run.precision == "bf16":
         use_matrix_products(networks)
     return networks
 
 
-def make_optimizer(run: Run, networks: nn.Module) -> torch.optim.Optimizer:
-    groups = parameter_groups([networks], weight_decay=run.weight_decay)
+def make_optimizer(run: Run, networks: Networks) -> torch.optim.Optimizer:
+    parts = dict(networks.method.named_children()) if run.constant_lr else {}
+    if strange := [name for name in run.constant_lr if name not in parts]:
+        raise ValueError(unknown(f"part of {run.method}", strange[0], parts))
+    groups = parameter_groups(
+        [networks],
+        weight_decay=run.weight_decay,
+        decay_all=run.decay_all,
+        bias_lr=run.bias_lr,
+        constant=[parts[name] for name in run.constant_lr],
+    )
     if run.optimizer == "lars":
-        return LARS(groups, lr=run.peak_lr)
-    for group in groups:
-        del group["adapt"]
+        return LARS(groups, lr=run.peak_lr, lr_in_momentum=run.lr_in_momentum)
     if run.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=run.peak_lr, momentum=0.9, fused=True)
     # One pass over each tensor: unfused, AdamW took a seventh of a small network's step on a CPU.
@@ -112,15 +139,19 @@ def train_step(
 
     Returns the mean losses, detached, on the device.
     """
+    share, held = learning_rate_share(run, step), min(1.0, step / max(1, run.warmup_steps))
     for group in optimizer.param_groups:
-        group["lr"] = run.peak_lr * warmup_cosine(step, warmup_steps=run.warmup_steps, total_steps=run.total_steps)
+        group["lr"] = run.peak_lr * group["lr_scale"] * (held if group["constant"] else share)
     outs: list[Out] = []
     classifier_losses = []
-    for batch in batches:
-        labels = batch.labels.to(batch.views[0].device)
-        loss, classifier_loss, features, embedding = networks(batch.views, labels)
+    root = rng.fold(rng.key(run.seed, rng.Purpose.METHOD), step)
+    for number, batch in enumerate(batches):
+        device = batch.views[0].device
+        loss, classifier_loss, *rest = networks(
+            batch.views, batch.ids.to(device), batch.labels.to(device), rng.fold(root, number)
+        )
         backward((loss + classifier_loss) / len(batches))
-        outs.append(Out(loss.detach(), features.detach(), embedding.detach()))
+        outs.append(Out(loss, *rest).detach())
         classifier_losses.append(classifier_loss.detach())
     optimizer.step()
     optimizer.zero_grad()
@@ -129,6 +160,15 @@ def train_step(
         "loss": torch.stack([out.loss for out in outs]).mean(),
         "classifier_loss": torch.stack(classifier_losses).mean(),
     }
+
+
+def learning_rate_share(run: Run, step: int) -> float:
+    """The learning rate of a step as a share of its peak, by the run's own schedule."""
+    if step >= run.warmup_steps:
+        step = max(step // run.lr_every_steps * run.lr_every_steps, run.warmup_steps)
+    if run.lr_drops:
+        return warmup_drops(step, warmup_steps=run.warmup_steps, total_steps=run.total_steps, drops=run.lr_drops)
+    return warmup_cosine(step, warmup_steps=run.warmup_steps, total_steps=run.total_steps, final=run.final_lr)
 
 
 def keep_memory() -> None:
@@ -156,7 +196,7 @@ class Training:
         )
         training, held = split_hold_out(source, run.hold_out, run.seed)
         self.num_train, self.num_held = len(training), 0 if held is None else len(held)
-        self.networks = build(run, num_classes=source.num_classes)
+        self.networks = build(run, num_classes=source.num_classes, num_images=source.num_listed)
         self.method: Method = self.networks.method
         self.optimizer = make_optimizer(run, self.networks)
         self.module, self._optimizer = self.fabric.setup(self.networks, self.optimizer)
@@ -190,33 +230,38 @@ class Training:
         )
 
     def measure_rate(self) -> float:
-        """Images/s that two trial steps on a copy of the networks reach; the run itself is not touched."""
+        """Images/s that trial steps on a copy of the networks reach, the median; the run itself is not touched."""
         networks = copy.deepcopy(self.networks)
-        batches = self.loader.batches(0, 2)
-        seconds = 0.0
-        for _ in range(2):  # the first one warms up
+        optimizer = make_optimizer(self.run, networks)
+        dtype = torch.float64 if self.run.precision == "64" else torch.float32
+        batches = self.loader.batches(0, 10)
+        taken: list[float] = []
+        # The first one warms up; of steps that take seconds one more has to do.
+        while len(taken) < 10 and (len(taken) < 2 or sum(taken[1:]) < 1.0):
             start = time.perf_counter()
             batch = next(batches)
             if self.loader.pixels is None:  # made by workers, meanwhile
                 start = time.perf_counter()
+            batch = replace(batch, views=tuple(v.to(dtype) for v in batch.views))
             with self.fabric.autocast():
-                dtype = torch.float64 if self.run.precision == "64" else torch.float32
-                loss, *_ = networks(tuple(v.to(dtype) for v in batch.views), batch.labels.to(self.fabric.device))
-            loss.backward()
+                train_step(self.run, 0, networks, networks.method, optimizer, [batch], Tensor.backward)
             if self.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-        return self.run.batch_size / seconds
+            taken.append(time.perf_counter() - start)
+        return self.run.batch_size / statistics.median(taken[1:])
 
     def fit(self, observe: Callable[[Progress], None], *, resume: bool = False) -> None:
         """Train to the end, writing metrics, checkpoints and at last the backbone."""
         run = self.run
         start = self._restore() if resume else 0
         metrics = _Metrics(self.directory, start)
+        if self.hold_out is not None and (last := metrics.last("held_out/std")):
+            self.hold_out.before = Health(**{f.name: last[f"held_out/{f.name}"] for f in fields(Health)})
+        seconds = (metrics.last("seconds") or {"seconds": 0.0})["seconds"]
         collapsed = 0
         try:
             if start == 0:
-                self._look(0, metrics, observe)
+                self._look(0, metrics, observe, 0.0)
             batches = self.loader.batches(start * run.accumulate, run.total_steps * run.accumulate)
             clock, clock_step = time.perf_counter(), start
             rate = 0.0
@@ -230,14 +275,17 @@ class Training:
                 if done % LOG_EVERY_STEPS == 0 or done == run.total_steps:
                     values = {k: float(v) for k, v in losses.items()}  # waits for the device
                     now = time.perf_counter()
+                    seconds += now - clock
                     rate = (done - clock_step) * run.images_per_step / (now - clock)
                     values |= {
                         "lr": self.optimizer.param_groups[0]["lr"],
                         **self.method.status(step / run.total_steps),
                     }
+                    if done == run.total_steps and (memory := self.peak_memory()):
+                        values["peak_memory_bytes"] = memory
                     if not math.isfinite(values["loss"]):
                         raise self._diverged(f"the loss is {values['loss']}", done)
-                    metrics.write(done, {**values, "images_per_second": rate})
+                    metrics.write(done, {**values, "images_per_second": rate, "seconds": round(seconds, 3)})
                     observe(Progress(done, run.total_steps, values, rate))
                     clock, clock_step = time.perf_counter(), done
                 if done % run.checkpoint_every_steps == 0 or done == run.total_steps:
@@ -246,8 +294,8 @@ class Training:
                     self.save(done)
                 if done % run.evaluate_every_steps == 0 or done == run.total_steps:
                     before = time.perf_counter()
-                    probe = self._look(done, metrics, observe)
-                    clock += time.perf_counter() - before
+                    probe = self._look(done, metrics, observe, seconds + before - clock)
+                    clock += time.perf_counter() - before  # training's seconds are training's alone
                     collapsed = collapsed + 1 if probe and probe.word == "collapsed" else 0
                     if collapsed >= 2 and run.stop_on_collapse:
                         self.save(done)
@@ -269,7 +317,7 @@ class Training:
             torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), 1)[0]))
             return train_step(*arguments)
 
-    def _look(self, step: int, metrics: _Metrics, observe: Callable[[Progress], None]) -> Probe | None:
+    def _look(self, step: int, metrics: _Metrics, observe: Callable[[Progress], None], seconds: float) -> Probe | None:
         if self.hold_out is None:
             return None
         with self.fabric.autocast():
@@ -279,7 +327,7 @@ class Training:
                 raise self._diverged(str(error), step) from None
         found = probe.to_dict()
         found.pop("step")
-        metrics.write(step, {f"held_out/{k}": v for k, v in found.items()})
+        metrics.write(step, {"seconds": round(seconds, 3), **{f"held_out/{k}": v for k, v in found.items()}})
         observe(Progress(step, self.run.total_steps, {}, 0.0, probe))
         return probe
 
@@ -287,6 +335,16 @@ class Training:
         return TrainingStopped(
             f"{what} at step {step}; the last checkpoint is whole. Try a lower --base-lr or --precision 32"
         )
+
+    def peak_memory(self) -> int | None:
+        """The most memory taken so far, bytes: of the device's own, else of this process; None where nobody knows."""
+        if self.fabric.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.fabric.device)
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def save(self, step: int) -> None:
         checkpoint.save(self.directory / "checkpoints", step, self.networks, self.optimizer)
@@ -308,6 +366,11 @@ class _Metrics:
         _drop_after(self._skipped, start)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
+
+    def last(self, name: str) -> dict[str, Any] | None:
+        """The last line that holds a number of that name."""
+        lines = map(json.loads, reversed(self._path.read_text("utf-8").splitlines()))
+        return next((line for line in lines if name in line), None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")

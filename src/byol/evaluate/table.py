@@ -12,6 +12,7 @@ from torch import Tensor
 
 from byol.data.loader import fits_memory, load_pixels
 from byol.data.source import DataError, Source
+from byol.diagnose import effective_rank
 from byol.encoder import Encoder, EncoderSpec, initialize
 from byol.evaluate.features import extract, raw_pixels
 from byol.evaluate.fewshot import fewshot_evaluation
@@ -20,8 +21,11 @@ from byol.evaluate.knn import weighted_knn
 from byol.evaluate.linear import linear_evaluation, stratified_split
 from byol.names import PROTOCOLS
 
+COLUMNS = ("backbone", "raw pixels", "untrained")
 SHOTS = 5
 """Labels per class in few-shot evaluation."""
+RANK_IMAGES = 2048
+"""Test images, the first ones, whose features' effective rank is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +98,14 @@ def evaluate(
     mean: Sequence[float],
     std: Sequence[float],
     protocols: Sequence[str] = PROTOCOLS,
+    columns: Sequence[str] = COLUMNS,
     seed: int = 0,
     network_seed: int = 0,
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """All protocols for the backbone, the raw pixels and the untrained backbone, as plain values for JSON.
+    """All protocols for the backbone, the raw pixels and the untrained backbone (or those of them in `columns`), as
+    plain values for JSON; and the effective rank of the backbone's features.
 
     Test images are scored once for each number and choose nothing: penalties, and which of the two untrained
     networks is the stronger, are decided on parts of the training images. seed: of the draws of labels and the
@@ -115,26 +121,32 @@ def evaluate(
         protocols = [p for p in protocols if p != "fewshot"]
     if not protocols:
         raise DataError(f"few-shot needs {SHOTS} labelled training images of each class; one class has {fewest}")
-    say("features of the backbone")
-    sets: dict[str, tuple[Tensor, Tensor]] = {"backbone": (features(encoder, train), features(encoder, test))}
-    say("raw pixels and the untrained network")
-    sets["raw pixels"] = (raw_pixels(train.images), raw_pixels(test.images))
-    candidates = {}
-    for last_scale in (0, 1):
-        network = untrained(encoder.spec, network_seed, last_scale=last_scale)
-        candidates[last_scale] = (network, features(network, train))
-    stronger = max(candidates, key=lambda s: _validation_knn(candidates[s][1], train.labels, seed))
-    network, train_features = candidates[stronger]
-    sets["untrained"] = (train_features, features(network, test))
-
     found: dict[str, Any] = {
         "train_images": len(train.labels),
         "test_images": len(test.labels),
         "classes": list(train.classes),
-        "untrained_last_bn_scale": stronger,
         "seed": seed,
         "results": {},
     }
+    sets: dict[str, tuple[Tensor, Tensor]] = {}
+    if "backbone" in columns:
+        say("features of the backbone")
+        sets["backbone"] = (features(encoder, train), features(encoder, test))
+        found["effective_rank"] = effective_rank(sets["backbone"][1][:RANK_IMAGES])
+    if "raw pixels" in columns:
+        say("raw pixels")
+        sets["raw pixels"] = (raw_pixels(train.images), raw_pixels(test.images))
+    if "untrained" in columns:
+        say("the untrained network")
+        candidates = {}
+        for last_scale in (0, 1):
+            network = untrained(encoder.spec, network_seed, last_scale=last_scale)
+            candidates[last_scale] = (network, features(network, train))
+        stronger = max(candidates, key=lambda s: _validation_knn(candidates[s][1], train.labels, seed))
+        network, train_features = candidates[stronger]
+        sets["untrained"] = (train_features, features(network, test))
+        found["untrained_last_bn_scale"] = stronger
+
     for protocol in protocols:
         for name, (train_x, test_x) in sets.items():
             say(f"{protocol}: {name}")

@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from byol.encoder import SMALL_IMAGE_PX, Encoder, initialize
+from byol.encoder import Encoder, initialize
 from byol.heads import mlp
 from byol.losses import regression
-from byol.methods import Defaults, Method, Out, Situation
+from byol.methods import Defaults, Method, Out, Situation, adamw, check_decay, check_widths
+from byol.parallel import mean
 from byol.schedules import target_decay
 from byol.target import Target
 from byol.views.view import BYOL_T, BYOL_T_PRIME
@@ -25,27 +26,14 @@ class BYOL(Method):
 
     views = (BYOL_T, BYOL_T_PRIME)
 
-    @staticmethod
-    def defaults(situation: Situation) -> Defaults:
+    @classmethod
+    def defaults(cls, situation: Situation) -> Defaults:
         """The rules of docs/defaults.md."""
         # The paper's own pairs (12.5k steps, 0.97), (31k, 0.99), (313k, 0.996) lie near 1 - tau = 375 / K. In runs of
         # 1,000 steps 0.9 and 0.8 did equally well (docs/benchmarks.md).
-        tau = 1 - min(max(375 / situation.total_steps, 0.004), 0.1)
-        small = situation.image_size <= SMALL_IMAGE_PX
-        return Defaults(
-            optimizer="adamw",
-            # Times images / 256, as for every optimizer, this is 0.002 sqrt(images / 256), Adam's scaling rule
-            # (Malladi et al. 2022, arXiv:2205.10287).
-            base_lr=round(0.002 * (256 / situation.images_per_step) ** 0.5, 6),
-            weight_decay=1e-4,
-            warmup=0.1,
-            method_args={
-                "hidden": 1024 if small else 4096,
-                "out": 256,
-                "tau": round(tau, 4),
-                "target_init": "independent",
-            },
-        )
+        tau = situation.decay(375, slowest=0.996)
+        hidden = 1024 if situation.small else 4096
+        return adamw(situation, {"hidden": hidden, "out": 256, "tau": tau, "target_init": "independent"})
 
     def __init__(
         self,
@@ -57,10 +45,8 @@ class BYOL(Method):
         target_init: Literal["independent", "copy"] = "independent",
     ) -> None:
         super().__init__()
-        if not 0 <= tau <= 1:
-            raise ValueError(f"tau={tau} is a decay: from 0 to 1")
-        if min(hidden, out) < 1:
-            raise ValueError(f"hidden={hidden} and out={out} are widths: at least 1")
+        check_decay(tau=tau)
+        check_widths(hidden=hidden, out=out)
         self.encoder = encoder
         self.projector = mlp(encoder.dim, hidden, out)
         self.predictor = mlp(out, hidden, out)
@@ -80,14 +66,11 @@ class BYOL(Method):
         q, q_prime = self.predictor(z), self.predictor(z_prime)
         with torch.no_grad():
             xi, xi_prime = self.target(v), self.target(v_prime)
-        loss = (regression(q, xi_prime) + regression(q_prime, xi)).mean()
+        loss = mean((regression(q, xi_prime) + regression(q_prime, xi)).mean())
         return Out(loss=loss, features=y, embedding=z)
 
     def after_step(self, progress: float, outs: list[Out]) -> None:
         self.target.follow(self.online(), target_decay(progress, self.tau))
-
-    def embed(self, x: Tensor) -> Tensor:
-        return self.projector(self.encoder(x))
 
     def status(self, progress: float) -> dict[str, float]:
         return {"tau": target_decay(progress, self.tau)}

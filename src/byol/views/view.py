@@ -62,6 +62,16 @@ BYOL_T = View()
 """View 1 of BYOL (Grill et al. 2020, Table 6)."""
 BYOL_T_PRIME = View(blur=0.1, solarize=0.2)
 """View 2 of BYOL (Grill et al. 2020, Table 6)."""
+SIMCLR = View(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
+"""Both views of SimCLR (Chen et al. 2020, arXiv:2002.05709, Appendix A) at colour strength 1."""
+MOCO_V1 = View(crop_area=(0.2, 1.0), jitter=1.0, saturation=0.4, hue=0.4, blur=0.0, style="torchvision")
+"""Both views of MoCo v1, and the one of instance discrimination (the authors' code of each)."""
+MOCO_V2 = View(crop_area=(0.2, 1.0), saturation=0.4, blur=0.5, style="torchvision")
+"""Both views of MoCo v2 and SimSiam (the authors' code of each)."""
+MOCO_V3 = replace(BYOL_T, crop_area=(0.2, 1.0), style="torchvision")
+"""View 1 of MoCo v3: BYOL's with larger crops (the authors' code)."""
+MOCO_V3_PRIME = replace(BYOL_T_PRIME, crop_area=(0.2, 1.0), style="torchvision")
+"""View 2 of MoCo v3."""
 
 
 def describe(view: View) -> str:

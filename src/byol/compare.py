@@ -1,0 +1,302 @@
+"""Methods side by side: trained alike, evaluated alike, over seeds, in one table and one plot."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from byol import pictures
+from byol.evaluate.fewshot import mean_interval
+from byol.evaluate.table import Labelled
+from byol.experiments import RECIPES
+from byol.export import DESCRIPTION, read_description
+from byol.methods import get
+from byol.options import Options
+from byol.pipeline import Observer, Silent, evaluate_run, open_labelled, pretrain
+from byol.train import TrainingStopped
+from byol.views.view import BYOL_T, BYOL_T_PRIME, View
+
+MEASURES = {
+    "knn": "kNN",
+    "linear": "linear",
+    "fewshot": "few-shot",
+    "images_per_second": "images/s",
+    "seconds": "s",
+    "peak_memory_gib": "GiB",
+    "effective_rank": "rank",
+}
+"""What the table shows of each run, and its heading: top-1 accuracies, training's images/s, seconds and peak memory,
+and the effective rank of the features."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long each run trains: steps, or seconds."""
+
+    steps: int | None = None
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method, or a recipe that is a method with other arguments. name: as typed. used_labels: while it trained."""
+
+    name: str
+    options: Options
+    used_labels: bool
+
+
+def contender(name: str, common: Options, settings: Sequence[str] = (), *, own_views: bool = False) -> Contender:
+    """A method by name, module:Class, or recipe (of which only the method and its arguments count), under the common
+    options and further `name=value` settings. own_views: the method's; else all have the common ones, BYOL's where
+    nothing else was said, and a method that takes one view the first of them."""
+    recipe = RECIPES[name]() if name in RECIPES else Options(method=name)
+    method = get(recipe.method)
+    views: tuple[View, ...] | None = None
+    if not own_views:
+        views = tuple(islice(cycle(common.views or (BYOL_T, BYOL_T_PRIME)), len(method.views)))
+    options = replace(common.for_method(recipe.method), method_args=recipe.method_args, views=views)
+    return Contender(name, options.with_settings(settings).checked(), method.uses_labels)
+
+
+def compare(
+    data: str,
+    out: Path,
+    contenders: Sequence[Contender],
+    lengths: dict[str, Length],
+    *,
+    seeds: int,
+    labelled: str | None = None,
+    test: str | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate each contender with each seed for each length; writes OUT/compare.json, compare.md and plots.
+
+    lengths: by name; each makes a table of its own. labelled, test: what to evaluate
+    on; `data` itself by default. resume: keep the finished runs of the same comparison, and go on with the others.
+    Every run trains in a process of its own, one after the other, so that time and memory are its alone. A run that
+    stops early is named in the table, and the others go on.
+    """
+    observer = observer or Silent()
+    settings = {
+        "data": data,
+        "labelled": labelled,
+        "test": test,
+        "contenders": {c.name: asdict(c.options) for c in contenders},
+        "lengths": {name: asdict(length) for name, length in lengths.items()},
+        "seeds": seeds,
+    }
+    _keep_settings(out, json.loads(json.dumps(settings)), resume=resume)
+    tables: dict[str, Any] = {}
+    images: tuple[Labelled, Labelled] | None = None
+    baselines: dict[str, list[dict[str, float]]] = {"raw pixels": [], "untrained": []}
+    total = len(lengths) * seeds * len(contenders)
+    done = 0
+    for length, how_long in lengths.items():
+        rows: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
+        failed: dict[str, list[str]] = {}
+        for seed in range(seeds):
+            for each in contenders:
+                done += 1
+                run = _place(out, length, each.name, seed)
+                observer.say(f"{done} of {total}: {each.name}, seed {seed}, {length}")
+                options = replace(each.options, seed=seed, epochs=None, steps=how_long.steps, budget=how_long.budget)
+                try:
+                    _train(data, run, options)
+                except (TrainingStopped, BrokenProcessPool) as error:
+                    failed.setdefault(each.name, []).append(f"seed {seed}: {error}")
+                    observer.say(f"{each.name}, seed {seed}: {error}")
+                    continue
+                if images is None:
+                    images = _labelled(run, labelled or data, test)
+                found = _evaluation(run, labelled or data, test, images, ("backbone",))
+                rows[each.name].append(_measures(found, run))
+                # The same for all methods of a seed: the images, and the network that they all start from.
+                if length == next(iter(lengths)) and len(baselines["untrained"]) == seed:
+                    columns = ("raw pixels", "untrained") if seed == 0 else ("untrained",)
+                    found = evaluate_run(
+                        run,
+                        labelled or data,
+                        test=test,
+                        observer=Silent(),
+                        labelled=images,
+                        columns=columns,
+                        write=False,
+                    )
+                    for column in columns:
+                        baselines[column].append(_scores(found, column))
+        tables[length] = {"rows": {name: _summary(runs) for name, runs in rows.items()}, "failed": failed}
+        places = {c.name: [_place(out, length, c.name, seed) for seed in range(seeds)] for c in contenders}
+        curves = {n: [_curve(run) for run in runs if (run / DESCRIPTION).is_file()] for n, runs in places.items()}
+        pictures.comparison(curves, out / f"{length}.png", title=f"{data}: {_words(asdict(how_long))}")
+    result = {
+        **settings,
+        "used_labels": [c.name for c in contenders if c.used_labels],
+        "train_images": 0 if images is None else len(images[0].labels),
+        "test_images": 0 if images is None else len(images[1].labels),
+        "baselines": {name: _summary(runs) for name, runs in baselines.items()},
+        "tables": tables,
+    }
+    (out / "compare.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    (out / "compare.md").write_text(markdown(result), "utf-8")
+    return result
+
+
+def _keep_settings(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """Write what is compared beside the runs. ValueError where a comparison to go on with was another one."""
+    path = out / "settings.json"
+    if resume and path.is_file():
+        if (found := json.loads(path.read_text("utf-8"))) != settings:
+            other = ", ".join(name for name in settings if settings[name] != found.get(name))
+            raise ValueError(f"{out} compares something else ({other} differ); choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already; choose another --out, or add --resume to go on with it")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def _train(data: str, run: Path, options: Options) -> None:
+    """Train in a process of its own, unless that is done; go on where it was interrupted."""
+    if (run / DESCRIPTION).is_file():
+        return
+    begun = (run / "run.json").is_file()
+    run.parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(_train_here, data, run, options, begun).result()
+
+
+def _train_here(data: str, run: Path, options: Options, resume: bool) -> None:
+    from byol.console import Terminal
+
+    with Terminal(plan=False) as terminal:
+        pretrain(data, run, options, resume=resume, observer=terminal)
+
+
+def _labelled(run: Path, data: str, test: str | None) -> tuple[Labelled, Labelled]:
+    about = read_description(run)
+    channels = about["channels"] if about["channels"] in (1, 3) else None
+    return open_labelled(data, test, image_size=about["image_size"], channels=channels)
+
+
+def _evaluation(
+    run: Path, data: str, test: str | None, images: tuple[Labelled, Labelled], columns: tuple[str, ...]
+) -> dict[str, Any]:
+    path = run / "evaluation.json"
+    if path.is_file():
+        return json.loads(path.read_text("utf-8"))
+    return evaluate_run(run, data, test=test, observer=Silent(), labelled=images, columns=columns)
+
+
+def _scores(found: dict[str, Any], column: str) -> dict[str, float]:
+    results = found["results"]
+    scores = {"knn": results["knn"][column]["k=20"], "linear": results["linear"][column]["accuracy"]}
+    if "fewshot" in results:
+        scores["fewshot"] = results["fewshot"][column]["accuracy"]
+    return scores
+
+
+def _measures(found: dict[str, Any], run: Path) -> dict[str, float]:
+    lines = _metrics(run)
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    measured = {
+        **_scores(found, "backbone"),
+        "effective_rank": found["effective_rank"],
+        "images_per_second": statistics.median(rates),
+        "seconds": max(line["seconds"] for line in lines if "seconds" in line),
+        "collapsed_looks": sum(
+            line["held_out/verdict"] == "collapsed" and line["step"] > 0 for line in lines if "held_out/verdict" in line
+        ),
+    }
+    memory = [line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line]
+    return measured | ({"peak_memory_gib": memory[-1] / 2**30} if memory else {})
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def _place(out: Path, length: str, name: str, seed: int) -> Path:
+    return out / length / f"{name.replace(':', '.')}-seed{seed}"
+
+
+def _curve(run: Path) -> list[tuple[float, float]]:
+    """(seconds of training, kNN on held-out images) over a run; empty without labels."""
+    return [(line["seconds"], line["held_out/knn"]) for line in _metrics(run) if "held_out/knn" in line]
+
+
+def _summary(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Measure -> mean, 95 % interval of the mean over seeds (none for one seed), and each run's value."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in runs[0] if runs else ():
+        values = [run[name] for run in runs if name in run]
+        interval = list(mean_interval(values)) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "interval_95": interval, "values": values}
+    return found
+
+
+def _words(length: dict[str, Any]) -> str:
+    return f"{length['steps']:,} steps each" if length["steps"] else f"about {length['budget']:g} s each"
+
+
+def rows(result: dict[str, Any], length: str) -> list[tuple[str, dict[str, str]]]:
+    """(name, {measure: text}) of one table, the best few-shot mean first, the baselines last."""
+    table = result["tables"][length]["rows"]
+
+    def score(name: str) -> float:
+        summary = table[name].get("fewshot") or table[name].get("knn")
+        return summary["mean"] if summary else -1.0
+
+    found = []
+    for name in sorted(table, key=score, reverse=True):
+        label = f"{name} (labels)" if name in result["used_labels"] else name
+        missing = len(result["tables"][length]["failed"].get(name, ()))
+        label += f" ({missing} of {result['seeds']} failed)" if missing else ""
+        found.append((label, _cells(table[name])))
+    return found + [(name, _cells(summary)) for name, summary in result["baselines"].items()]
+
+
+def _cells(summary: dict[str, Any]) -> dict[str, str]:
+    return {measure: _cell(summary[measure], measure) if measure in summary else "-" for measure in MEASURES}
+
+
+def _cell(found: dict[str, Any], measure: str) -> str:
+    digits = {"images_per_second": 0, "seconds": 0, "peak_memory_gib": 2, "effective_rank": 0}.get(measure, 3)
+    text = f"{found['mean']:.{digits}f}"
+    if found["interval_95"] is None or digits != 3:
+        return text
+    low, high = found["interval_95"]
+    return f"{text} +- {(high - low) / 2:.3f}"
+
+
+def title(result: dict[str, Any], length: str) -> str:
+    seeds = f"{result['seeds']} seeds" if result["seeds"] > 1 else "1 seed"
+    return (
+        f"{result['data']}, {_words(result['lengths'][length])}, {seeds}; {result['train_images']:,} labelled training "
+        f"images, {result['test_images']:,} test images"
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables as Markdown."""
+    parts = []
+    for length in result["lengths"]:
+        lines = [title(result, length) + ":", "", "| method | " + " | ".join(MEASURES.values()) + " |"]
+        lines.append("| --- |" + " --- |" * len(MEASURES))
+        lines += [f"| {name} | " + " | ".join(cells.values()) + " |" for name, cells in rows(result, length)]
+        failed = result["tables"][length]["failed"]
+        lines += [f"\n{name} failed: {'; '.join(why)}" for name, why in failed.items()]
+        parts.append("\n".join(lines) + "\n")
+    notes = ["+- is half the 95 % interval of the mean over seeds (Student's t)."] if result["seeds"] > 1 else []
+    notes += ["(labels): it used them while it trained."] if result["used_labels"] else []
+    return "\n".join([*parts, " ".join(notes) + "\n"])

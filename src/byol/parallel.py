@@ -1,0 +1,57 @@
+"""Rows and numbers of all processes, with the right gradient; on one process, the identity.
+
+The convention: every process computes the loss of the global batch from what it gathered, and the mean over processes
+of its parameters' gradients, which is what DistributedDataParallel takes, is that loss's gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Processes that train together; 1 where torch.distributed was not started."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes in rank order: [B, ...] -> [W B, ...], B being the same everywhere.
+
+    Every process uses all rows, so each row's gradient is the sum of what the processes have for it. (A gather that
+    keeps a process's own part alone loses the others' and is off by a factor and more.)
+    """
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean over processes of a scalar, each one's mean over its own images: that of the global batch."""
+    return x if world_size() == 1 else gather(x[None]).mean()
+
+
+def own(rows: Tensor) -> Tensor:
+    """This process's part of gathered rows: [W B, ...] -> [B, ...]."""
+    return rows.chunk(world_size())[rank()]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        # A copy: autograd may hand the same tensor to others.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return own(total)

@@ -1,0 +1,65 @@
+"""Two real processes compute what one does with the same global batch: loss, gradients, and everything remembered."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from methods.two_processes import DTYPES, VARIANTS, WORLD, jobs, measure, work
+
+# Of the largest gradient in float64; relative in float32.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two processes found, all methods in one pair of processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, (str(folder / "store"), str(folder)), nprocs=WORLD)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+
+
+def disagreement(found, expected, prefix):
+    """The largest difference between tensors of that prefix, as a share of the largest value."""
+    names = [name for name in expected if name.startswith(prefix)]
+    assert names and set(names) == {name for name in found if name.startswith(prefix)}
+    largest = max(expected[name].abs().max().item() for name in names)
+    return max((found[name] - expected[name]).abs().max().item() for name in names) / largest
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_loss_and_gradients_are_those_of_one_process(ranks, name, dtype):
+    key = f"{name}|{dtype}|steps"
+    expected = measure(*jobs()[key][:2], seeds=jobs()[key][2])
+    for found in ranks:
+        assert disagreement(found[key], expected, "0|loss") <= TOLERANCE[dtype]
+        assert disagreement(found[key], expected, "0|gradient|") <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_three_steps_leave_the_state_of_one_process_on_every_rank(ranks, name):
+    key = f"{name}|float64|steps"
+    expected = measure(*jobs()[key][:2], seeds=jobs()[key][2])
+    for part in expected:
+        if not part.startswith("state|"):
+            continue
+        first, second = (found[key][part] for found in ranks)
+        # Queue, bank and running statistics are equal by what each process does, not by sending them around.
+        assert torch.equal(first, second), part
+        assert torch.allclose(first, expected[part], rtol=1e-9, atol=1e-10), part
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_accumulation_of_the_same_micro_batches_agrees(ranks, name):
+    key = f"{name}|float64|micro"
+    expected = measure(*jobs()[key][:2], seeds=jobs()[key][2])
+    for found in ranks:
+        for step in range(2):
+            assert disagreement(found[key], expected, f"{step}|loss") <= 1e-9
+            assert disagreement(found[key], expected, f"{step}|gradient|") <= 1e-8
+        assert disagreement(found[key], expected, "state|") <= 1e-8
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_gather_that_keeps_its_own_gradient_only_is_found_out(ranks, name):
+    expected = measure(name, torch.float64)
+    assert disagreement(ranks[0][f"{name}|wrong gather"], expected, "0|gradient|") > 1e-3

@@ -1,0 +1,91 @@
+"""What two real processes compute of each method's step, written to a file for the tests to compare."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from byol import conformance, parallel
+from byol.names import METHODS
+from byol.norm import share
+
+WORLD = 2
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+VARIANTS = {  # name -> (method, arguments other than its defaults)
+    **{name: (name, {}) for name in METHODS},
+    "moco_v1": ("moco", {"hidden": None, "temperature": 0.07}),
+    "moco_symmetric": ("moco", {"symmetric": True, "queue": 32}),
+    "moco_two_groups": ("moco", {"groups": 2}),
+    "instdisc_nce": ("instdisc", {"negatives": 16}),
+}
+
+
+def measure(name, dtype, *, seeds=((0,),), progress=0.0):
+    """Loss, gradients and state of steps of a method; each step is a tuple of seeds, one for each micro-batch.
+
+    In several processes each one takes its own part of every batch, under DistributedDataParallel.
+    """
+    kind, arguments = VARIANTS[name]
+    method = conformance.make(kind, dtype=dtype, **arguments)
+    model, part = method, slice(None)
+    if parallel.world_size() > 1:
+        share(method)
+        model = DistributedDataParallel(method, broadcast_buffers=False)
+        size = conformance.BATCH // parallel.world_size()
+        part = slice(parallel.rank() * size, (parallel.rank() + 1) * size)
+    found = {}
+    for step, micro in enumerate(seeds):
+        outs = []
+        method.zero_grad()
+        for number, seed in enumerate(micro):
+            views, given = conformance.rows(*conformance.batch(method, seed=seed), part)
+            asked = {n: given[n] for n in conformance.wanted(type(method))}
+            last = number + 1 == len(micro)
+            with nullcontext() if last or model is method else model.no_sync():
+                out = model(*views, **asked)
+                (out.loss / len(micro)).backward()
+            outs.append(out.detach())
+        found[f"{step}|loss"] = torch.stack([out.loss for out in outs]).mean()
+        for part_name, parameter in method.named_parameters():
+            if parameter.grad is not None:
+                found[f"{step}|gradient|{part_name}"] = parameter.grad.clone()
+        conformance.descend(method)
+        method.after_step(step / len(seeds), outs)
+    for part_name, value in method.state_dict().items():
+        found[f"state|{part_name}"] = value.clone()
+    return found
+
+
+STEPS = ((0,), (1,), (2,))
+MICRO = ((0, 1), (2, 3))
+
+
+def jobs():
+    """Key -> a call that measures it; the same in one process and in two."""
+    found = {}
+    for name in VARIANTS:
+        for dtype in DTYPES:
+            found[f"{name}|{dtype}|steps"] = (name, DTYPES[dtype], STEPS)
+        found[f"{name}|float64|micro"] = (name, torch.float64, MICRO)
+    return found
+
+
+def keep_own_gradient_only(ctx, *gradients):
+    return parallel.own(gradients[0])
+
+
+def work(rank, store, path):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    found = {key: measure(name, dtype, seeds=seeds) for key, (name, dtype, seeds) in jobs().items()}
+    right = parallel._Gather.backward
+    parallel._Gather.backward = staticmethod(keep_own_gradient_only)
+    for name in VARIANTS:
+        found[f"{name}|wrong gather"] = measure(name, torch.float64)
+    parallel._Gather.backward = right
+    torch.save(found, Path(path) / f"rank{rank}.pt")
+    dist.destroy_process_group()
