@@ -56,6 +56,14 @@ WRONG = [
     (("pretrain", "digits", "--out", "OUT", "--budget", "soon"), "30m"),
     (("pretrain", "digits", "--out", "OUT", "--budget", "3m", "--steps", "4"), "give one of them"),
     (("pretrain", "digits", "--out", "OUT", "--method", "boyl", "--recipe", "digits_demo"), "byol"),
+    (("pretrain", "digits", "--out", "OUT", "--method", "barlow_twin"), "barlow_twins"),
+    (("pretrain", "digits", "--out", "OUT", "--method", "moco", "--set", "qeue=4096"), "queue"),
+    (("pretrain", "digits", "--out", "OUT", "--batch-size", "1"), "equal to 2"),
+    (("compare", "digits", "--out", "OUT", "--methods", "byol,vicrge"), "vicreg"),
+    (("compare", "digits", "--out", "OUT", "--methods", "byol,byol"), "twice"),
+    (("compare", "digits", "--out", "OUT", "--methods", ","), "byol list methods"),
+    (("compare", "digits", "--out", "OUT", "--budget", "5"), "30m"),
+    (("compare", "digits", "--out", "OUT", "--seeds", "0"), "equal to 1"),
     (("pretrian", "digits"), "`byol --help`"),
     (("views", "digits", "--out", "grid"), ".png"),
 ]
@@ -94,6 +102,17 @@ WRONG_FOR_THE_DATA = [
     *WRONG_SETTINGS,
     (("--batch-size", "5000"), "batch_size=5000"),
     (("--batch-size", "8", "--set", "tau=2"), "tau=2"),
+    (("--method", "moco", "--batch-size", "8", "--set", "queue=20"), "queue=16 or 24"),
+    (("--method", "moco", "--batch-size", "8", "--set", "queue=4"), "queue=8"),
+    (("--method", "moco", "--batch-size", "8", "--set", "groups=3"), "one of 1, 2, 4"),
+    (("--method", "moco", "--batch-size", "8", "--set", "groups=8"), "one of 1, 2, 4"),
+    (("--method", "simclr", "--batch-size", "8", "--set", "temperature=0.0"), "temperature=0.0"),
+    (("--method", "vicreg", "--batch-size", "8", "--set", "width=0"), "width=0"),
+    (("--method", "simsiam", "--batch-size", "8", "--set", "constant_lr=('predicter',)"), "predictor"),
+    (("--set", "lr_drops=(0.5, 2.0)"), "lr_drops"),
+    (("--set", "lr_drops=0.5"), "several values"),
+    (("--set", "final_lr=2"), "final_lr"),
+    (("--set", "encoder_init=torch"), "timm"),
 ]
 
 
@@ -105,6 +124,17 @@ def test_a_setting_that_does_not_fit_is_one_line_and_writes_nothing(run, images,
     last = stderr.strip().splitlines()[-1]
     assert last.startswith("byol: ")
     assert says in last
+    assert not out.exists()
+
+
+def test_a_supervised_run_without_labels_is_one_line(run, tmp_path):
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 255, (40, 12, 12, 3)).astype(np.uint8))
+    out = tmp_path / "out"
+    code, _, stderr = run("pretrain", tmp_path / "images.npy", "--out", out, "--method", "supervised")
+    assert code == 2
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("byol: supervised learns from labels and")
+    assert "sub-folder a class" in last
     assert not out.exists()
 
 

@@ -7,8 +7,9 @@ import pytest
 from byol.data.loader import load_pixels
 from byol.data.open import open_source
 from byol.experiments import RECIPES
-from byol.methods import Situation
+from byol.methods import Situation, get
 from byol.methods.byol import BYOL
+from byol.names import METHODS, method_arguments
 from byol.options import Options
 from byol.plan import plan
 
@@ -81,3 +82,115 @@ def test_the_published_recipes_are_the_authors_presets(digits, name, peak_lr, wa
     run = plan(replace(options, batch_size=64, epochs=1, device="cpu", precision="32"), source, pixels)
     assert run.optimizer == "lars"
     assert run.method_args == {"hidden": 4096, "out": 256, "tau": tau, "target_init": "independent"}
+
+
+def test_another_batch_moves_the_whole_recipe(digits):
+    recipe = RECIPES["byol_imagenet_1000"]()
+    moved = recipe.at_batch(512, accumulate=2)
+    assert moved.images_per_step == 1024
+    # LARS and SGD: linear (Goyal et al. 2017); base_lr is for 256 images, so it stays and the peak falls to a quarter.
+    assert moved.base_lr == recipe.base_lr
+    assert moved.weight_decay == recipe.weight_decay
+    # tau to the power of the batch's ratio (Busbridge et al. 2023): as much is forgotten an image.
+    assert moved.method_args["tau"] == pytest.approx(0.996**0.25, abs=1e-6)
+    assert (moved.epochs, moved.warmup_epochs) == (1000, 10)
+    assert "learning rate 3.2 -> 0.8 (linear rule)" in moved.moved
+    assert "tau 0.996 -> 0.998998" in moved.moved
+    assert recipe.at_batch(1024, accumulate=4) == replace(recipe, batch_size=1024, accumulate=4)
+
+
+def test_adamw_moves_by_square_roots_and_steps_by_the_ratio(digits):
+    recipe = RECIPES["digits_demo"]()
+    moved = recipe.at_batch(32)
+    ratio = 32 / 128
+    # Malladi et al. 2022; the decay so that its share of a weight in an epoch stays.
+    assert moved.base_lr * 32 / 256 == pytest.approx(recipe.base_lr * 128 / 256 * ratio**0.5, rel=1e-3)
+    assert moved.weight_decay == pytest.approx(recipe.weight_decay * ratio**0.5, rel=1e-3)
+    assert (moved.steps, moved.warmup_steps) == (4400, 800)
+    assert moved.method_args["tau"] == pytest.approx(0.9**ratio, abs=1e-6)
+    run = plan(replace(moved, device="cpu"), *digits)
+    assert run.facts["moved"] == list(moved.moved)
+    assert run.facts["moved"][0] == "batch 128 -> 32"
+    assert run.facts["moved"][-2:] == ["1,100 -> 4,400 steps", "warm-up 200 -> 800 steps"]
+
+
+def test_a_batch_set_any_way_moves_a_recipe():
+    recipe = RECIPES["digits_demo"]()
+    assert recipe.with_settings(["batch_size=64"]) == recipe.at_batch(64)
+    assert recipe.with_settings(["accumulate=2"]) == recipe.at_batch(128, 2)
+    assert Options().with_settings(["batch_size=64"]) == Options(batch_size=64)
+
+
+def test_the_defaults_follow_the_batch_by_the_same_rules():
+    small, large = (BYOL.defaults(Situation(10_000, 32, 3, images, 640_000 // images)) for images in (64, 256))
+    assert large.base_lr * 256 == pytest.approx(2 * small.base_lr * 64)
+    assert large.weight_decay == pytest.approx(2 * small.weight_decay)
+    # To first order the power rule: 1 - tau grows with the batch.
+    assert 1 - large.method_args["tau"] == pytest.approx(0.1)
+    assert 1 - small.method_args["tau"] == pytest.approx(375 / 10_000, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("num", "size", "images"), [(60, 12, 16), (4_000, 28, 128), (1_281_167, 224, 256)])
+def test_defaults_suit_every_situation(method, num, size, images):
+    kind = get(method)
+    situation = Situation(num, size, 3, images, 1000)
+    defaults = kind.defaults(situation)
+    assert set(defaults.method_args) <= set(method_arguments(method))
+    if num >= 8 * images:
+        kind.check(situation, **defaults.method_args)
+
+
+def test_a_queue_holds_an_eighth_of_the_images_at_most():
+    def queue(num, images):
+        return get("moco").defaults(Situation(num, 32, 3, images, 1000)).method_args["queue"]
+
+    assert queue(1_281_167, 256) == 65536
+    assert queue(50_000, 128) == 6144
+    assert queue(4_000, 128) == 384
+    assert queue(200, 128) == 128
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_complete_and_sound(name):
+    options = RECIPES[name]().checked()
+    method = get(options.method)
+    assert options.views is None or len(options.views) == len(method.views)
+    assert RECIPES[name].__doc__
+    if options.batch_size is not None:
+        situation = Situation(50_000, options.image_size, 3, options.images_per_step, 1000)
+        defaults = method.defaults(situation)
+        method.check(situation, **{**defaults.method_args, **options.method_args})
+
+
+@pytest.mark.parametrize(
+    ("name", "peak_lr", "rules"),
+    [  # the peak learning rate of the paper's batch, and what sets the recipe apart; fidelity of the published code
+        ("simsiam_imagenet_100", 0.1, {"decay_all": True, "constant_lr": ("predictor",), "weight_decay": 1e-4}),
+        ("barlow_twins_imagenet_1000", 1.6, {"weight_decay": 1e-6, "final_lr": 0.001}),
+        ("vicreg_imagenet_100", 2.4, {"weight_decay": 1e-6, "final_lr": 0.001}),
+        ("simclr_imagenet_1000", 4.8, {"lr_in_momentum": True, "normalize": False}),
+        ("simclr_v2_imagenet_800", 6.4, {"weight_decay": 1e-4, "warmup_epochs": 40}),
+        ("moco_v1_imagenet_200", 0.03, {"lr_drops": (0.6, 0.8), "decay_all": True}),
+        ("moco_v2_imagenet_200", 0.03, {"lr_drops": None, "lr_by_epoch": True}),
+        ("moco_v3_imagenet_100", 9.6, {"weight_decay": 1e-6}),
+        ("moco_cifar10", 0.06, {"weight_decay": 5e-4}),
+        ("instdisc_cifar10", 0.03, {"lr_drops": (0.6, 0.8)}),
+        ("simsiam_cifar10", 0.06, {"weight_decay": 5e-4}),
+    ],
+)
+def test_the_kin_s_recipes_are_their_papers(name, peak_lr, rules):
+    options = RECIPES[name]()
+    assert options.base_lr * options.images_per_step / 256 == pytest.approx(peak_lr)
+    assert {rule: getattr(options, rule) for rule in rules} == rules
+
+
+def test_barlow_s_biases_have_their_own_rate():
+    options = RECIPES["barlow_twins_imagenet_1000"]()
+    assert options.base_lr * options.bias_lr == pytest.approx(0.0048)
+
+
+def test_a_method_that_needs_labels_is_refused_without(digits):
+    source, pixels = digits
+    with pytest.raises(ValueError, match="supervised learns from labels"):
+        plan(Options(method="supervised", device="cpu", steps=3), replace(source, labels=None), pixels)

@@ -83,7 +83,8 @@ def check(name: str) -> None:
 def check_arguments(name: str) -> None:
     """Each default is an argument that a run may set."""
     defaults = get(name).defaults(Situation(NUM_IMAGES, SIZE, 3, BATCH, 100)).method_args
-    assert set(defaults) <= set(method_arguments(name)), f"{name}.defaults gives arguments that its __init__ lacks"
+    strange = set(defaults) - set(method_arguments(name))
+    assert not strange, f"{name}.defaults gives {', '.join(sorted(strange))}, which its __init__ does not take"
 
 
 def check_out(name: str) -> None:

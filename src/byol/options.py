@@ -59,6 +59,10 @@ class Options:
     moved: tuple[str, ...] = ()
     """What `at_batch` did, for people."""
 
+    @property
+    def images_per_step(self) -> int | None:
+        return None if self.batch_size is None else self.batch_size * self.accumulate
+
     def checked(self) -> Options:
         """Itself, or ValueError in one line for what is wrong whatever the data."""
         if self.backbone is not None and self.backbone not in backbones():
@@ -98,9 +102,9 @@ class Options:
 
     def at_batch(self, batch_size: int, accumulate: int = 1) -> Options:
         """With another batch, and with all that follows from it: docs/defaults.md has the rules and their sources."""
-        old, new = (self.batch_size or 0) * self.accumulate, batch_size * accumulate
+        old, new = self.images_per_step, batch_size * accumulate
         options = replace(self, batch_size=batch_size, accumulate=accumulate)
-        if old in (0, new):
+        if old is None or old == new:
             return options
         ratio = new / old
         said = []
@@ -118,10 +122,10 @@ class Options:
             tau = round(self.method_args["tau"] ** ratio, 6)
             options = replace(options, method_args={**self.method_args, "tau": tau})
             said.append(f"tau {self.method_args['tau']:g} -> {tau:g}")
-        for name in ("steps", "warmup_steps"):
-            if (steps := getattr(self, name)) is not None:
+        for name, word in (("steps", ""), ("warmup_steps", "warm-up ")):
+            if steps := getattr(self, name):
                 options = replace(options, **{name: round(steps / ratio)})
-                said.append(f"{name.replace('_steps', '-up')} {steps:,} -> {round(steps / ratio):,} steps")
+                said.append(f"{word}{steps:,} -> {round(steps / ratio):,} steps")
         return replace(options, moved=(f"batch {old} -> {new}", *said))
 
     def for_method(self, method: str) -> Options:

@@ -120,7 +120,9 @@ def _ready(run: Run, source: Source, pixels: Tensor | None, directory: Path) -> 
     try:
         training = Training(run, source, pixels, directory)
         return training, training.measure_rate()
-    except (TypeError, RuntimeError, AssertionError, IndexError) as error:
+    except (TypeError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
+        if ":" in run.method:  # a method of one's own: its author needs the traceback
+            raise
         reason = str(error).splitlines()[0]
         raise ValueError(f"{run.backbone} cannot take {run.image_size} px images: {reason}") from error
 
@@ -131,6 +133,7 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
     epochs = run.total_steps * run.images_per_step / training.num_train
     skipped = f", {len(source.skipped):,} skipped" if source.skipped else ""
     held = f"; {training.num_held:,} held out for diagnosis" if training.num_held else "; none held out"
+    arguments = ", ".join(f"{k}={v}" for k, v in run.method_args.items())
     structure = ", ".join(f"{k}={v}" for k, v in run.backbone_args.items())
     stem = "3x3 stem without max-pool (small images)" if run.stem == "3x3" else "its own stem"
     lines = [
@@ -138,17 +141,20 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
             "data",
             f"{source.name}: {len(source):,} images of {source.height} x {source.width} px{skipped}{held}",
         ),
-        ("method", f"{run.method} ({', '.join(f'{k}={v}' for k, v in run.method_args.items())})"),
+        ("method", run.method + (f" ({arguments})" if arguments else "")),
         ("backbone", f"{run.backbone}{f' ({structure})' if structure else ''}, {stem}"),
         ("parameters", f"{training.parameters():,} trained"),
         ("views", f"{run.image_size} px, {run.channels} channel{'s' if run.channels > 1 else ''}"),
         *((f"view {i}", describe(View(**fields))) for i, fields in enumerate(run.views, start=1)),
         ("steps", f"{run.total_steps:,} of {run.images_per_step} images = {epochs:.1f} epochs"),
         ("warm-up", f"{run.warmup_steps:,} steps"),
+        *((("batch rule", ", ".join(run.facts["moved"])),) if run.facts.get("moved") else ()),
         (
             "optimizer",
             f"{run.optimizer}, learning rate {run.peak_lr:.4g} (= {run.base_lr:g} x {run.images_per_step}/256), "
-            f"weight decay {run.weight_decay:g}",
+            f"weight decay {run.weight_decay:g}"
+            + (f"; {' and '.join(run.constant_lr)} at a constant rate" if run.constant_lr else "")
+            + (f"; biases and norms at {run.bias_lr:g} of the rate" if run.bias_lr != 1 else ""),
         ),
         ("precision", f"{run.precision} on {run.device}"),
         ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),
@@ -156,6 +162,16 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
     stem_is_new = run.stem == "3x3" and isinstance(training.method.encoder.model.conv1, nn.Conv2d)
     if run.init is not None and run.init.startswith(PRETRAINED) and stem_is_new:
         lines.append(("note", "the 3x3 stem is new: of the pretrained weights all but the first layer are used"))
+    if run.accumulate > 1 and training.method.across_batch:
+        lines.append(
+            (
+                "note",
+                f"{run.method} compares the images of one forward pass: it sees batches of {run.batch_size}, and "
+                f"{run.accumulate} of them a step are not one of {run.images_per_step}",
+            )
+        )
+    if training.method.uses_labels:
+        lines.append(("note", "this method learns from the labels: its results are not self-supervised ones"))
     if run.channels != 3:
         lines.append(
             (

@@ -1,0 +1,123 @@
+"""Methods side by side: what is the same for all, what the table says, and going on after a stop."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from byol import compare as comparing
+from byol.compare import Length, compare, contender, markdown, rows
+from byol.evaluate.fewshot import mean_interval
+from byol.options import Options
+from byol.train import TrainingStopped
+from byol.views.view import View
+
+GENTLE, STRONG = View(crop_area=(0.8, 1.0), blur=0.0), View(crop_area=(0.4, 1.0), blur=0.0)
+COMMON = Options(
+    backbone="resnet18",
+    backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    batch_size=16,
+    precision="32",
+    views=(STRONG, GENTLE),
+    optimizer="lars",
+    base_lr=3.0,
+    warmup_steps=5,
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """240 small images in two classes that differ, as an .npz."""
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    generator = np.random.default_rng(0)
+    labels = np.arange(240) % 2
+    pixels = generator.integers(0, 200, (240, 12, 12, 3)) + labels[:, None, None, None] * np.array([50, 0, 0])
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+    return str(path)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Training in this process, which takes a second where a process of its own takes ten."""
+
+    def train(data, run, options):
+        if not (run / "backbone.json").is_file():
+            trained.append(run.name)
+            comparing._train_here(data, run, options, (run / "run.json").is_file())
+
+    trained: list[str] = []
+    monkeypatch.setattr(comparing, "_train", train)
+    return trained
+
+
+def test_all_get_the_same_data_and_views_and_their_own_optimizer():
+    byol, instdisc = (contender(name, COMMON).options for name in ("byol", "instdisc"))
+    assert byol.views == (STRONG, GENTLE)
+    assert instdisc.views == (STRONG,)
+    for options in (byol, instdisc):
+        assert (options.backbone, options.batch_size) == ("resnet18", 16)
+        assert options.optimizer is options.base_lr is options.warmup_steps is None
+    assert contender("instdisc", COMMON, own_views=True).options.views is None
+    assert contender("random_target", COMMON).options.method_args == {"tau": 1.0, "target_init": "independent"}
+    assert contender("supervised", COMMON).used_labels
+    assert contender("byol", COMMON, ["view.flip=0.0"]).options.view_changes == {"flip": 0.0}
+    with pytest.raises(ValueError, match="unknown setting"):
+        contender("vicreg", COMMON, ["tau=0.9"])
+
+
+def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here):
+    contenders = [contender(name, COMMON) for name in ("byol", "instdisc", "supervised")]
+    lengths = {"steps": Length(steps=4)}
+    out = tmp_path / "out"
+    result = compare(images, out, contenders, lengths, seeds=2)
+    assert len(here) == 6
+    assert (out / "steps.png").stat().st_size > 5000
+    table = result["tables"]["steps"]["rows"]
+    for name in ("byol", "instdisc", "supervised"):
+        for measure in ("knn", "linear", "fewshot", "images_per_second", "peak_memory_gib", "effective_rank"):
+            found = table[name][measure]
+            assert found["mean"] == pytest.approx(np.mean(found["values"]))
+            assert found["interval_95"] == pytest.approx(mean_interval(found["values"]))
+        for seed in (0, 1):
+            kept = json.loads((out / f"steps/{name}-seed{seed}/evaluation.json").read_text("utf-8"))
+            assert kept["results"]["knn"]["backbone"]["k=20"] == table[name]["knn"]["values"][seed]
+            assert kept.get("used_labels", False) == (name == "supervised")
+    assert len(result["baselines"]["raw pixels"]["linear"]["values"]) == 1
+    assert len(result["baselines"]["untrained"]["linear"]["values"]) == 2
+    text = (out / "compare.md").read_text("utf-8")
+    assert text == markdown(result)
+    assert "| supervised (labels) |" in text
+    assert "| byol |" in text
+
+    # An interrupted comparison does only what is missing; another one in its place is refused.
+    (out / "steps/instdisc-seed1/backbone.json").unlink()
+    (out / "steps/instdisc-seed1/evaluation.json").unlink()
+    again = compare(images, out, contenders, lengths, seeds=2, resume=True)
+    assert here[6:] == ["instdisc-seed1"]
+    assert again["tables"]["steps"]["rows"]["byol"]["linear"] == table["byol"]["linear"]
+    with pytest.raises(ValueError, match="seeds differ"):
+        compare(images, out, contenders, lengths, seeds=3, resume=True)
+    with pytest.raises(ValueError, match="--resume"):
+        compare(images, out, contenders, lengths, seeds=2)
+
+
+def test_a_run_that_stops_is_named_and_the_others_go_on(images, tmp_path, monkeypatch):
+    def train(data, run, options):
+        if options.method == "vicreg":
+            raise TrainingStopped("the loss is nan at step 3")
+        comparing._train_here(data, run, options, False)
+
+    monkeypatch.setattr(comparing, "_train", train)
+    contenders = [contender(name, COMMON) for name in ("vicreg", "byol")]
+    result = compare(images, tmp_path / "out", contenders, {"steps": Length(steps=2)}, seeds=1)
+    found = dict(rows(result, "steps"))
+    assert found["vicreg (1 of 1 failed)"]["linear"] == "-"
+    assert float(found["byol"]["linear"]) > 0
+    assert "vicreg failed: seed 0: the loss is nan at step 3" in markdown(result)
+
+
+def test_each_run_trains_in_a_process_of_its_own_and_its_errors_come_back(images, tmp_path):
+    options = replace(COMMON, method="simsiam", steps=2, optimizer="sgd", base_lr=float("1e30"), warmup_steps=0)
+    with pytest.raises(TrainingStopped, match="step"):
+        comparing._train(images, tmp_path / "run", replace(options, steps=10))
