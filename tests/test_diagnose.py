@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from byol.diagnose import Health, alignment, effective_rank, feature_std, health, uniformity, verdict
+from byol.diagnose import Health, alignment, effective_rank, feature_std, health, uniformity, verdict, view_ratio
 
 AXES = torch.tensor([[2.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -5.0]])
 """Four directions of the plane, of different lengths."""
@@ -81,9 +81,9 @@ def test_row_scale_changes_only_the_rank():
     ids=["zeros", "equal", "repeated", "d=1", "one row", "one zero", "tiny", "huge", "bfloat16"],
 )
 def test_degenerate_input_gives_finite_numbers(z):
-    numbers = health(z, z)
-    assert all(math.isfinite(value) for value in vars(numbers).values())
-    assert numbers.alignment == 0
+    found = health(z, z)
+    assert all(math.isfinite(value) for value in vars(found).values())
+    assert found.alignment == 0
 
 
 def test_equal_rows_are_collapsed_whatever_rounding_leaves():
@@ -104,24 +104,48 @@ def test_health_gathers_the_numbers():
         effective_rank=effective_rank(z1),
         alignment=alignment(z1, z2),
         uniformity=uniformity(z1),
+        view_ratio=view_ratio(z1, z2),
     )
     assert health(z1, z2) == expected
 
 
 @pytest.mark.parametrize(
-    ("std_ratio", "rank", "word"),
+    ("std_ratio", "rank", "view_ratio", "word"),
     [
-        (1.0, 30.0, "healthy"),
-        (0.5, 4.0, "healthy"),
-        (0.49, 30.0, "narrow"),
-        (1.0, 3.9, "narrow"),
-        (0.3, 2.0, "narrow"),
-        (0.29, 30.0, "collapsed"),
-        (1.0, 1.9, "collapsed"),
+        (1.0, 30.0, 0.1, "healthy"),
+        (0.5, 5.0, 0.9, "healthy"),
+        (0.49, 30.0, 0.1, "narrow"),
+        (1.0, 4.9, 0.1, "narrow"),
+        (0.3, 3.0, 0.1, "narrow"),
+        (0.29, 30.0, 0.1, "collapsed"),
+        (1.0, 2.9, 0.1, "collapsed"),
+        (1.0, 30.0, 0.91, "collapsed"),
     ],
 )
-def test_verdict_by_its_thresholds(std_ratio, rank, word):
-    assert verdict(Health(0.1, std_ratio, rank, alignment=0.1, uniformity=-2.0)) == word
+def test_verdict_by_its_thresholds(std_ratio, rank, view_ratio, word):
+    assert verdict(numbers(std_ratio, rank, view_ratio), late=True) == word
+    assert verdict(numbers(1.0, 30.0, view_ratio)) == "healthy"
+
+
+def numbers(std_ratio, rank=30.0, view_ratio=0.1):
+    return Health(0.1, std_ratio, rank, alignment=0.1, uniformity=-2.0, view_ratio=view_ratio)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "word"),
+    [(0.14, 0.24, "narrow"), (0.24, 0.25, "collapsed"), (0.8, 0.25, "collapsed"), (0.01, 0.09, "collapsed")],
+)
+def test_an_embedding_that_opens_up_has_not_collapsed(before, now, word):
+    assert verdict(numbers(now), numbers(before)) == word
+    assert verdict(numbers(now)) == "collapsed"
+
+
+def test_view_ratio_by_hand():
+    # Normalised: gaps 0, sqrt 2, 2, 0 as above, mean square 3/2; of six pairs two have squared distance 4, four 2.
+    other = torch.tensor([[1.0, 0.0], [0.0, 4.0], [0.0, -1.0], [0.0, -1.0]])
+    assert view_ratio(AXES, other) == pytest.approx(1.5 / (16 / 6))
+    assert view_ratio(sphere(4096, 64), sphere(4096, 64, seed=1)) == pytest.approx(1, rel=0.02)
+    assert view_ratio(torch.ones(8, 4), torch.ones(8, 4)) == 1.0
 
 
 def test_verdicts_of_embeddings_one_can_picture():
@@ -129,8 +153,8 @@ def test_verdicts_of_embeddings_one_can_picture():
     line = z[:, :1] * sphere(1, 32, seed=1)
     assert verdict(health(z, z)) == "healthy"
     assert verdict(health(line, line)) == "collapsed"
-    assert verdict(health(z + 2.2, z)) == "narrow"
-    assert verdict(health(z + 10, z)) == "collapsed"
+    assert verdict(health(z + 2.2, z + 2.2)) == "narrow"
+    assert verdict(health(z + 10, z + 10)) == "collapsed"
 
 
 def test_numbers_carry_no_gradient():

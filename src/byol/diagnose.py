@@ -1,4 +1,4 @@
-"""Is the embedding collapsing? Four numbers from the literature, and a verdict on them.
+"""Is the embedding collapsing? Numbers, most of them from the literature, and a verdict on them.
 
 Every function takes embeddings z: [B, d] of any floating type, one row per image, computes in float64 without
 gradient, and returns a finite float also for degenerate input: equal rows, zero rows, d = 1, one row.
@@ -17,15 +17,19 @@ from torch import Tensor
 COLLAPSED_STD_RATIO = 0.3
 """Below this, the embedding is close to one point. Rows spread evenly on the sphere give 1, equal rows 0."""
 
-COLLAPSED_RANK = 2.0
-"""Below this effective rank, the embedding is close to one line."""
+COLLAPSED_RANK = 3.0
+"""Below this effective rank, the embedding is close to one line or two."""
+
+COLLAPSED_VIEW_RATIO = 0.9
+"""Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in them.
+Before training it may be so; it counts in a run's second half."""
 
 NARROW_STD_RATIO = 0.5
 """Below this, most of each row is common to all images."""
 
-NARROW_RANK = 4.0
-"""Below this effective rank, the embedding uses hardly more than three directions. The four thresholds are
-this package's choice, not a paper's. The rank is at most min(B - 1, d): with B < 5 or d < 4 no verdict is
+NARROW_RANK = 5.0
+"""Below this effective rank, the embedding uses hardly more than four directions. The thresholds are
+this package's choice, not a paper's. The rank is at most min(B - 1, d): with B < 6 or d < 5 no verdict is
 healthy."""
 
 
@@ -45,6 +49,9 @@ class Health:
     effective_rank: float
     alignment: float
     uniformity: float
+    view_ratio: float
+    """Distance of an image's views over that of different images: about 0 where views agree, 1 where they tell
+    nothing."""
 
 
 def health(z1: Tensor, z2: Tensor) -> Health:
@@ -59,12 +66,16 @@ def health(z1: Tensor, z2: Tensor) -> Health:
         effective_rank=effective_rank(z1),
         alignment=alignment(z1, z2),
         uniformity=uniformity(z1),
+        view_ratio=view_ratio(z1, z2),
     )
 
 
-def verdict(health: Health, before: Health | None = None) -> Literal["healthy", "narrow", "collapsed"]:
-    """One word for the numbers, by the thresholds of this module. before: the numbers of the look before, if any."""
-    if health.effective_rank < COLLAPSED_RANK:
+def verdict(
+    health: Health, before: Health | None = None, *, late: bool = False
+) -> Literal["healthy", "narrow", "collapsed"]:
+    """One word for the numbers, by the thresholds of this module. before: the numbers of the look before, if any. late:
+    in a run's second half."""
+    if health.effective_rank < COLLAPSED_RANK or (late and health.view_ratio > COLLAPSED_VIEW_RATIO):
         return "collapsed"
     if health.std_ratio < COLLAPSED_STD_RATIO:
         opening = before is not None and health.std_ratio > SPREADING_GROWTH * before.std_ratio
@@ -123,6 +134,18 @@ def uniformity(z: Tensor, t: float = 2) -> float:
         return 0.0
     exponents = -t * torch.pdist(rows).square()
     return float(exponents.logsumexp(dim=0) - math.log(exponents.numel()))
+
+
+def view_ratio(z1: Tensor, z2: Tensor) -> float:
+    """alignment(z1, z2) over the mean squared distance of different rows of z1, L2-normalised; 1 where these are equal.
+
+    z1, z2: [B, d], row i of both from image i. At least 0; 1 when two views of an image are as far apart as two images.
+    """
+    rows = F.normalize(_rows(z1), dim=1)
+    # The mean over pairs i != j of |z_i - z_j|^2 is twice the variance with divisor B - 1, summed over dimensions.
+    between = 2 * float((rows - rows.mean(dim=0)).square().sum()) / max(1, len(rows) - 1)
+    rounding = torch.finfo(rows.dtype).eps * rows.numel()
+    return alignment(z1, z2) / between if between > rounding else 1.0
 
 
 def _rows(z: Tensor) -> Tensor:

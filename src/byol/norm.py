@@ -105,6 +105,6 @@ def dealt(network: nn.Module, x: Tensor, ids: Tensor, key: Tensor) -> Tensor:
 
     x: [B, ...], without gradient. ids: [B] int64. key: [2]. Returns network's [B, d], row i of image i.
     """
-    order = rng.by_words(rng.fold(key.cpu(), gather(ids).cpu())).to(x.device)
+    order = rng.by_words(rng.fold(key, gather(ids))).to(x.device)
     found = gather(network(own(gather(x)[order])))
     return own(found[torch.argsort(order)])

@@ -19,7 +19,7 @@ from byol.methods import Method
 from byol.parallel import gather
 
 ADVICE = (
-    "the embedding has collapsed: images no longer differ in it. Try a lower --base-lr, a longer warm-up "
+    "the embedding has collapsed: it no longer tells images apart. Try a lower --base-lr, a longer warm-up "
     "(--set warmup_steps=N), a higher tau, or a larger batch; metrics.jsonl shows when it began"
 )
 
@@ -74,8 +74,8 @@ class HoldOut:
         self._labelled = bool((held.labels >= 0).any() and (bank.labels >= 0).any())
 
     @torch.no_grad()
-    def look(self, method: Method, step: int) -> Probe:
-        """Alignment compares two views of each held-out image; all else reads the first."""
+    def look(self, method: Method, step: int, *, late: bool = False) -> Probe:
+        """Alignment compares two views of each held-out image; all else reads the first. late: see `verdict`."""
         training = method.training
         method.eval()
         try:
@@ -85,7 +85,7 @@ class HoldOut:
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
             found = health(z1, z2)
-            word = verdict(found, self.before)
+            word = verdict(found, self.before, late=late)
             self.before = found
             return Probe(step, found, word, *(self._scores(method) if self._labelled else (None, None)))
         finally:

@@ -255,7 +255,7 @@ class Training:
         run = self.run
         start = self._restore() if resume else 0
         metrics = _Metrics(self.directory, start)
-        if self.hold_out is not None and (last := metrics.last("held_out/std")):
+        if self.hold_out is not None and (last := metrics.last("held_out/view_ratio")):
             self.hold_out.before = Health(**{f.name: last[f"held_out/{f.name}"] for f in fields(Health)})
         seconds = (metrics.last("seconds") or {"seconds": 0.0})["seconds"]
         collapsed = 0
@@ -322,7 +322,7 @@ class Training:
             return None
         with self.fabric.autocast():
             try:
-                probe = self.hold_out.look(self.method, step)
+                probe = self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
             except ValueError as error:
                 raise self._diverged(str(error), step) from None
         found = probe.to_dict()
