@@ -183,7 +183,7 @@ right_mlp = byol_module.mlp
 
 def groups_with_decay(factor):
     right = optim.parameter_groups
-    return lambda modules, *, weight_decay: right(modules, weight_decay=factor * weight_decay)
+    return lambda modules, *, weight_decay, **settings: right(modules, weight_decay=factor * weight_decay, **settings)
 
 
 def kaiming(module):

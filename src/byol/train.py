@@ -139,7 +139,8 @@ def train_step(
 
     Returns the mean losses, detached, on the device.
     """
-    share, held = learning_rate_share(run, step), min(1.0, step / max(1, run.warmup_steps))
+    share = learning_rate_share(run, step)
+    held = min(1.0, step / run.warmup_steps) if run.warmup_steps else 1.0
     for group in optimizer.param_groups:
         group["lr"] = run.peak_lr * group["lr_scale"] * (held if group["constant"] else share)
     outs: list[Out] = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from byol.experiments import cifar, imagenet, small
-from byol.experiments.small import digits_demo
+from byol.experiments.small import cifar10_two_cores, digits_demo
 from byol.options import Options
 
-__all__ = ["RECIPES", "digits_demo"]
+__all__ = ["RECIPES", "cifar10_two_cores", "digits_demo"]
 
 RECIPES: dict[str, Callable[[], Options]] = {
     name: recipe
