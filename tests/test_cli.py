@@ -185,7 +185,9 @@ def test_pretrain_evaluate_and_views_of_a_folder(run, images, tmp_path):
 
 
 def test_the_lists_name_what_can_be_asked_for(run):
-    assert run("list", "methods")[1].split() == list(names.METHODS)
+    methods = [line.partition(": ") for line in run("list", "methods")[1].splitlines()]
+    assert [name for name, _, _ in methods] == list(names.METHODS)
+    assert all(said.endswith(".") for _, _, said in methods)
     assert "resnet18" in run("list", "backbones")[1].split()
     assert [line.split(":")[0] for line in run("list", "recipes")[1].splitlines()] == list(RECIPES)
 

@@ -116,18 +116,20 @@ def test_health_gathers_the_numbers():
         (0.5, 5.0, 0.9, "healthy"),
         (0.49, 30.0, 0.1, "narrow"),
         (1.0, 4.9, 0.1, "narrow"),
-        (0.3, 3.0, 0.1, "narrow"),
-        (0.29, 30.0, 0.1, "collapsed"),
+        (0.3, 3.0, 0.6, "narrow"),
+        (0.29, 30.0, 0.49, "narrow"),
+        (0.29, 30.0, 0.5, "collapsed"),
+        (0.1, 30.0, 0.1, "collapsed"),
         (1.0, 2.9, 0.1, "collapsed"),
         (1.0, 30.0, 0.91, "collapsed"),
     ],
 )
 def test_verdict_by_its_thresholds(std_ratio, rank, view_ratio, word):
     assert verdict(numbers(std_ratio, rank, view_ratio), late=True) == word
-    assert verdict(numbers(1.0, 30.0, view_ratio)) == "healthy"
+    assert verdict(numbers(1.0, 30.0, view_ratio)) == "healthy"  # views tell something only late in a run
 
 
-def numbers(std_ratio, rank=30.0, view_ratio=0.1):
+def numbers(std_ratio, rank=30.0, view_ratio=0.6):
     return Health(0.1, std_ratio, rank, alignment=0.1, uniformity=-2.0, view_ratio=view_ratio)
 
 

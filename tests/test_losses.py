@@ -162,6 +162,7 @@ def test_recorded_values_and_gradients_of_the_other_methods(recorded, name, loss
     assert found.item() == pytest.approx(recorded[f"{name}|loss"].item(), rel=1e-6)
     for part, z in (("grad_z1", z1), ("grad_z2", z2)):
         expected = recorded[f"{name}|{part}"]
+        assert z.grad is not None, part
         assert (z.grad - expected).abs().max() < 1e-5 * expected.abs().max(), part
 
 
@@ -300,3 +301,9 @@ def test_a_contrastive_loss_of_what_cannot_be_told_apart_is_the_logarithm_of_the
     assert losses.nt_xent(z, z, 0.1).item() == pytest.approx(math.log(15))
     assert losses.info_nce(z, z, queue, 0.1).item() == pytest.approx(math.log(11))
     assert losses.batch_info_nce(z, z, 0.1).item() == pytest.approx(math.log(8))
+
+
+def test_half_types_are_promoted_by_name_too():
+    z1, z2 = (torch.randn(6, 4, generator=torch.Generator().manual_seed(s)).bfloat16() for s in (0, 1))
+    expected = losses.nt_xent(z1.float(), z2.float(), 0.5)
+    assert torch.equal(losses.nt_xent(z1=z1, z2=z2, temperature=0.5), expected)

@@ -128,3 +128,8 @@ def test_a_run_s_drops_and_final_rate_reach_its_schedule(make_run):
     ending = make_run(total_steps=20, warmup_steps=4, final_lr=0.1)
     assert learning_rate_share(ending, 12) == pytest.approx(0.55)
     assert learning_rate_share(ending, 20) == pytest.approx(0.1)
+
+
+def test_a_drop_comes_at_its_step_whatever_rounding_makes_of_its_share():
+    # 0.55 x 100 is 55.00000000000001 in floating point.
+    assert [warmup_drops(k, warmup_steps=0, total_steps=100, drops=(0.55,)) for k in (54, 55)] == [1.0, 0.1]

@@ -185,7 +185,8 @@ def evaluate(
         found = evaluate_run(
             run, data, test=test, protocols=tuple(protocol or names.PROTOCOLS), seed=seed, observer=terminal
         )
-    pictures.results_chart(pictures.result_rows(found), run / "results.png", title=f"{run.name} on {data}")
+    title = f"{run.name} on {data}" + (" (trained with labels)" if found.get("used_labels") else "")
+    pictures.results_chart(pictures.result_rows(found), run / "results.png", title=title)
     if as_json:
         _print_json(found)
     else:
@@ -308,8 +309,11 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
         for name, recipe in RECIPES.items():
             first, _, _ = (recipe.__doc__ or "").partition("\n\n")
             typer.echo(f"{name}: {' '.join(first.split())}")
+    elif kind is Kind.methods:
+        for name in names.METHODS:
+            typer.echo(f"{name}: {names.method_summary(name)}")
     else:
-        for name in names.METHODS if kind is Kind.methods else names.backbones():
+        for name in names.backbones():
             typer.echo(name)
 
 

@@ -28,7 +28,7 @@ MEASURES = {
     "knn": "kNN",
     "linear": "linear",
     "fewshot": "few-shot",
-    "images_per_second": "images/s",
+    "images_per_second": "img/s",
     "seconds": "s",
     "peak_memory_gib": "GiB",
     "effective_rank": "rank",
@@ -136,7 +136,8 @@ def compare(
                         baselines[column].append(_scores(found, column))
         tables[length] = {"rows": {name: _summary(runs) for name, runs in rows.items()}, "failed": failed}
         places = {c.name: [_place(out, length, c.name, seed) for seed in range(seeds)] for c in contenders}
-        curves = {n: [_curve(run) for run in runs if (run / DESCRIPTION).is_file()] for n, runs in places.items()}
+        marked = {c.name: f"{c.name} (labels)" if c.used_labels else c.name for c in contenders}
+        curves = {marked[n]: [_curve(r) for r in runs if (r / DESCRIPTION).is_file()] for n, runs in places.items()}
         pictures.comparison(curves, out / f"{length}.png", title=f"{data}: {_words(asdict(how_long))}")
     result = {
         **settings,

@@ -33,10 +33,11 @@ this package's choice, not a paper's. The rank is at most min(B - 1, d): with B 
 healthy."""
 
 
-SPREADING_STD_RATIO = 0.1
-SPREADING_GROWTH = 1.1
-"""An embedding without batch norm starts close to one direction and opens: above this, and by this factor wider than
-at the look before, it is on its way."""
+OPENING_STD_RATIO = 0.1
+OPENING_GROWTH = 1.1
+OPENING_VIEW_RATIO = 0.5
+"""An embedding without batch norm starts close to one direction and opens. Above the first, and either wider than at
+the look before by the second, or with views of an image closer than images by the third, it is on its way."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def verdict(
     if health.effective_rank < COLLAPSED_RANK or (late and health.view_ratio > COLLAPSED_VIEW_RATIO):
         return "collapsed"
     if health.std_ratio < COLLAPSED_STD_RATIO:
-        opening = before is not None and health.std_ratio > SPREADING_GROWTH * before.std_ratio
-        return "narrow" if opening and health.std_ratio > SPREADING_STD_RATIO else "collapsed"
+        wider = before is not None and health.std_ratio > OPENING_GROWTH * before.std_ratio
+        opening = wider or health.view_ratio < OPENING_VIEW_RATIO
+        return "narrow" if opening and health.std_ratio > OPENING_STD_RATIO else "collapsed"
     if health.std_ratio < NARROW_STD_RATIO or health.effective_rank < NARROW_RANK:
         return "narrow"
     return "healthy"

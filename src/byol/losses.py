@@ -18,12 +18,15 @@ from torch import Tensor
 def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The loss with its tensors promoted and autocast off: autocast would take the matrix products in bfloat16."""
 
+    def full(value: Any) -> Any:
+        half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+        return value.float() if half else value
+
     @wraps(loss)
-    def promoted(*tensors: Any, **settings: Any) -> Tensor:
-        halves = (torch.float16, torch.bfloat16)
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            full = (t.float() if isinstance(t, Tensor) and t.dtype in halves else t for t in tensors)
-            return loss(*full, **settings)
+    def promoted(*values: Any, **named: Any) -> Tensor:
+        first = next(v for v in (*values, *named.values()) if isinstance(v, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(*map(full, values), **{name: full(value) for name, value in named.items()})
 
     return promoted
 

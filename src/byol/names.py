@@ -70,6 +70,12 @@ def method_arguments(method: str) -> dict[str, Any]:
     return {a.arg: _kind(a.annotation) for a in arguments if a.arg not in FILLED}
 
 
+def method_summary(method: str) -> str:
+    """The first sentence of a method's file, which says what it does."""
+    described = ast.get_docstring(ast.parse(_source(method).read_text("utf-8"))) or ""
+    return described.partition("\n\n")[0].replace("\n", " ")
+
+
 def _source(method: str) -> Path:
     if ":" not in method:
         if method not in METHODS:

@@ -33,4 +33,4 @@ def warmup_drops(step: int, *, warmup_steps: int, total_steps: int, drops: Seque
     """The same warm-up, then a tenth after each of `drops`, shares of the run in (0, 1)."""
     if step < warmup_steps:
         return step / warmup_steps
-    return 0.1 ** sum(step >= share * total_steps for share in drops)
+    return 0.1 ** sum(step >= round(share * total_steps) for share in drops)

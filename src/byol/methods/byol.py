@@ -1,4 +1,4 @@
-"""BYOL: predict the target network's view of the same image from the online network's."""
+"""BYOL: the online network predicts what a slowly following target says of the other view."""
 
 from __future__ import annotations
 
