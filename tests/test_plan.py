@@ -121,6 +121,16 @@ def test_a_batch_set_any_way_moves_a_recipe():
     assert Options().with_settings(["batch_size=64"]) == Options(batch_size=64)
 
 
+def test_batches_set_one_after_the_other_are_all_said():
+    moved = RECIPES["digits_demo"]().with_settings(["batch_size=64", "accumulate=4"])
+    assert [said for said in moved.moved if said.startswith("batch")] == ["batch 128 -> 64", "batch 64 -> 256"]
+
+
+def test_a_batch_of_nothing_is_refused_in_words():
+    with pytest.raises(ValueError, match="batch_size=0 must be greater than 0"):
+        RECIPES["digits_demo"]().with_settings(["batch_size=0"]).checked()
+
+
 def test_the_defaults_follow_the_batch_by_the_same_rules():
     small, large = (BYOL.defaults(Situation(10_000, 32, 3, images, 640_000 // images)) for images in (64, 256))
     assert large.base_lr * 256 == pytest.approx(2 * small.base_lr * 64)

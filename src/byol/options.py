@@ -104,7 +104,7 @@ class Options:
         """With another batch, and with all that follows from it: docs/defaults.md has the rules and their sources."""
         old, new = self.images_per_step, batch_size * accumulate
         options = replace(self, batch_size=batch_size, accumulate=accumulate)
-        if old is None or old == new:
+        if old is None or new < 1 or old == new:  # `checked` refuses less than 1
             return options
         ratio = new / old
         said = []
@@ -126,7 +126,7 @@ class Options:
             if steps := getattr(self, name):
                 options = replace(options, **{name: round(steps / ratio)})
                 said.append(f"{word}{steps:,} -> {round(steps / ratio):,} steps")
-        return replace(options, moved=(f"batch {old} -> {new}", *said))
+        return replace(options, moved=(*self.moved, f"batch {old} -> {new}", *said))
 
     def for_method(self, method: str) -> Options:
         """The same data, network, views and length for another method, which brings its own arguments and optimizer."""
