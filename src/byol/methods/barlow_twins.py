@@ -9,7 +9,7 @@ from byol.encoder import Encoder
 from byol.heads import mlp
 from byol.methods import Defaults, Method, Out, Situation, adamw, check_widths
 from byol.parallel import gather
-from byol.views.view import BYOL_T, BYOL_T_PRIME
+from byol.views.view import BYOL_TORCHVISION, BYOL_TORCHVISION_PRIME
 
 
 class BarlowTwins(Method):
@@ -18,7 +18,7 @@ class BarlowTwins(Method):
     width: of the projector's three layers. lambd: of the redundancy term; the code's value, the paper has 0.005.
     """
 
-    views = (BYOL_T, BYOL_T_PRIME)
+    views = (BYOL_TORCHVISION, BYOL_TORCHVISION_PRIME)
     across_batch = True
 
     @classmethod

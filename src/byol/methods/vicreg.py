@@ -9,7 +9,7 @@ from byol.encoder import Encoder
 from byol.heads import mlp
 from byol.methods import Defaults, Method, Out, Situation, adamw, check_widths
 from byol.parallel import gather
-from byol.views.view import BYOL_T, BYOL_T_PRIME
+from byol.views.view import BYOL_TORCHVISION, BYOL_TORCHVISION_PRIME
 
 
 class VICReg(Method):
@@ -19,7 +19,7 @@ class VICReg(Method):
     not halve the variance as the code does, are std=50).
     """
 
-    views = (BYOL_T, BYOL_T_PRIME)
+    views = (BYOL_TORCHVISION, BYOL_TORCHVISION_PRIME)
     across_batch = True
 
     @classmethod

@@ -62,15 +62,19 @@ BYOL_T = View()
 """View 1 of BYOL (Grill et al. 2020, Table 6)."""
 BYOL_T_PRIME = View(blur=0.1, solarize=0.2)
 """View 2 of BYOL (Grill et al. 2020, Table 6)."""
+BYOL_TORCHVISION = replace(BYOL_T, style="torchvision")
+"""View 1 of Barlow Twins and VICReg: BYOL's, made with torchvision and PIL (the authors' code of each)."""
+BYOL_TORCHVISION_PRIME = replace(BYOL_T_PRIME, style="torchvision")
+"""View 2 of Barlow Twins and VICReg."""
 SIMCLR = View(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
 """Both views of SimCLR (Chen et al. 2020, arXiv:2002.05709, Appendix A) at colour strength 1."""
 MOCO_V1 = View(crop_area=(0.2, 1.0), jitter=1.0, saturation=0.4, hue=0.4, blur=0.0, style="torchvision")
 """Both views of MoCo v1, and the one of instance discrimination (the authors' code of each)."""
 MOCO_V2 = View(crop_area=(0.2, 1.0), saturation=0.4, blur=0.5, style="torchvision")
 """Both views of MoCo v2 and SimSiam (the authors' code of each)."""
-MOCO_V3 = replace(BYOL_T, crop_area=(0.2, 1.0), style="torchvision")
+MOCO_V3 = replace(BYOL_TORCHVISION, crop_area=(0.2, 1.0))
 """View 1 of MoCo v3: BYOL's with larger crops (the authors' code)."""
-MOCO_V3_PRIME = replace(BYOL_T_PRIME, crop_area=(0.2, 1.0), style="torchvision")
+MOCO_V3_PRIME = replace(BYOL_TORCHVISION_PRIME, crop_area=(0.2, 1.0))
 """View 2 of MoCo v3."""
 
 
