@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from byol.encoder import Encoder, EncoderSpec
-from byol.methods import get
+from byol.methods import get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.run import Run
 
@@ -35,7 +35,7 @@ def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> 
         "evaluation_input": f"centre square of 0.875 x the shorter side, bicubic to {run.image_size} px; "
         "smaller ones are enlarged whole, and those of this size taken as they are",
         "method": run.method,
-        "used_labels": get(run.method).uses_labels,
+        "used_labels": uses_labels(get(run.method)),
         "steps": step,
         "seed": run.seed,
     }

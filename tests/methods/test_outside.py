@@ -10,8 +10,10 @@ import pytest
 
 from byol import conformance
 from byol.cli import main
-from byol.methods import get
+from byol.compare import contender
+from byol.methods import get, uses_labels
 from byol.names import method_arguments
+from byol.options import Options
 
 DOCS = Path(__file__).parents[2] / "docs/add-a-method.md"
 
@@ -80,7 +82,21 @@ def test_what_is_not_there_is_one_line(folder, monkeypatch, capsys, name, says):
     assert says in error
 
 
-NETWORK = "backbone_args={'layers': [1, 1, 1, 1], 'channels': [8, 8, 8, 8]}"
+def test_one_that_learns_from_labels_is_marked_by_that_alone(folder):
+    code = (folder / "align_uniform.py").read_text("utf-8").replace("x2: Tensor)", "x2: Tensor, *, labels: Tensor)")
+    (folder / "wrong.py").write_text(code, "utf-8")
+    sys.path.insert(0, str(folder))
+    assert uses_labels(get("wrong:AlignUniform"))
+    assert not uses_labels(get("align_uniform:AlignUniform"))
+    assert contender("wrong:AlignUniform", Options()).used_labels
+
+
+def test_an_argument_of_a_kind_that_is_not_pythons_own_takes_anything(folder):
+    code = "class Own(Method):\n    def __init__(self, encoder, *, where: Path, part: nn.Module | None = None): ..."
+    (folder / "own.py").write_text(code, "utf-8")
+    assert method_arguments("own:Own") == {"where": object, "part": object | None}
+
+
 LOSS = "loss=alignment + self.weight * uniformity"
 FIRST = "        alignment ="
 # What is wrong -> (a part of the docs' method to replace, with what, words that say so).

@@ -108,7 +108,6 @@ class Method(nn.Module):
     across_batch: ClassVar[bool] = False
     """Whether the loss compares the images of one forward pass with each other: then gradient accumulation does not
     stand for a larger batch, and the batch is what one forward pass sees."""
-    uses_labels: ClassVar[bool] = False
     encoder: Encoder
     projector: nn.Module
 
@@ -122,6 +121,10 @@ class Method(nn.Module):
 
     @abstractmethod
     def forward(self, *views: Tensor) -> Out: ...
+
+    def online(self) -> nn.Sequential:
+        """Encoder and projector in turn, sharing their parameters: what a target follows."""
+        return nn.Sequential(self.encoder, self.projector)
 
     def embed(self, x: Tensor) -> Tensor:
         """The online projection [B, d] of images [B, C, H, W]; diagnostics read it."""
@@ -164,6 +167,11 @@ def get(name: str) -> type[Method]:
     module = importlib.import_module(f"byol.methods.{name}")
     own = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)
     return next(c for c in own if issubclass(c, Method))
+
+
+def uses_labels(method: type[Method]) -> bool:
+    """Whether the method learns from labels; every table says so."""
+    return "labels" in wanted(method)
 
 
 def wanted(method: type[Method]) -> tuple[str, ...]:

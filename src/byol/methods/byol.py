@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from byol.encoder import Encoder, initialize
 from byol.heads import mlp
@@ -29,8 +29,8 @@ class BYOL(Method):
     @classmethod
     def defaults(cls, situation: Situation) -> Defaults:
         """The rules of docs/defaults.md."""
-        # The paper's own pairs (12.5k steps, 0.97), (31k, 0.99), (313k, 0.996) lie near 1 - tau = 375 / K. In runs of
-        # 1,000 steps 0.9 and 0.8 did equally well (docs/benchmarks.md).
+        # The paper's own pairs (12.5k steps, 0.97), (31k, 0.99), (313k, 0.996) lie near 1 - tau = 375 / K. Below 0.9
+        # digits gain and photographs lose (docs/defaults.md).
         tau = situation.decay(375, slowest=0.996)
         hidden = 1024 if situation.small else 4096
         return adamw(situation, {"hidden": hidden, "out": 256, "tau": tau, "target_init": "independent"})
@@ -55,9 +55,6 @@ class BYOL(Method):
         initialize(self.predictor)
         self.target = Target(self.online(), init=target_init)
         self.tau = tau
-
-    def online(self) -> nn.Sequential:
-        return nn.Sequential(self.encoder, self.projector)
 
     def forward(self, v: Tensor, v_prime: Tensor) -> Out:  # type: ignore[override]
         # Each view is a forward pass of its own: batch-norm statistics never mix the two.

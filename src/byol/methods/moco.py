@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from byol import rng
 from byol.encoder import Encoder
@@ -46,7 +46,8 @@ class MoCo(Method):
                 "tau": situation.decay(200, slowest=0.999),
                 "temperature": 0.1 if situation.small else 0.2,
                 "symmetric": False,
-                "groups": next(g for g in (8, 4, 2, 1) if situation.batch_size % g == 0),
+                # Statistics of one image are none.
+                "groups": next(g for g in (8, 4, 2, 1) if g == 1 or situation.batch_size % (2 * g) == 0),
             },
         )
 
@@ -55,8 +56,8 @@ class MoCo(Method):
         length, groups = method_args.get("queue", 65536), method_args.get("groups", 8)
         keys = situation.images_per_step * (2 if method_args.get("symmetric") else 1)
         if length < keys or length % keys:
-            low, high = max(1, length // keys) * keys, (length // keys + 1) * keys
-            near = f"{low} or {high}" if low != high else str(low)
+            low = max(1, length // keys) * keys
+            near = f"{low} or {low + keys}"
             raise ValueError(f"queue={length} is not a multiple of the {keys} keys of a step; use --set queue={near}")
         if groups < 1 or situation.batch_size % groups or situation.batch_size // groups < 2:
             fit = [g for g in range(1, situation.batch_size // 2 + 1) if situation.batch_size % g == 0]
@@ -89,9 +90,6 @@ class MoCo(Method):
         self.target = Target(self.online(), init="copy")
         self.queue = Queue(out, queue)
         self.tau, self.temperature, self.symmetric = tau, temperature, symmetric
-
-    def online(self) -> nn.Sequential:
-        return nn.Sequential(self.encoder, self.projector)
 
     def forward(self, x1: Tensor, x2: Tensor, *, ids: Tensor, key: Tensor) -> Out:  # type: ignore[override]
         loss, y, q, k = self.contrast(x1, x2, ids, rng.fold(key, 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from byol.encoder import Encoder
 from byol.heads import mlp
@@ -43,9 +43,6 @@ class MoCoV3(Method):
         self.predictor = mlp(out, hidden, out, hidden_bias=False)
         self.target = Target(self.online(), init="copy")
         self.temperature, self.tau = temperature, tau
-
-    def online(self) -> nn.Sequential:
-        return nn.Sequential(self.encoder, self.projector)
 
     def forward(self, x1: Tensor, x2: Tensor) -> Out:  # type: ignore[override]
         y1, y2 = self.encoder(x1), self.encoder(x2)

@@ -17,7 +17,6 @@ class Supervised(Method):
     left out. The reference that self-supervised results stand beside (Grill et al. 2020, section 4)."""
 
     views = (BYOL_T, BYOL_T_PRIME)
-    uses_labels = True
 
     def __init__(self, encoder: Encoder, *, num_classes: int) -> None:
         super().__init__()
