@@ -112,7 +112,7 @@ def _kind(annotation: ast.expr | None) -> Any:
     """A type from its source: a name of Python's own, X | Y, or a Literal."""
     match annotation:
         case ast.Name(id=name):
-            return getattr(builtins, name)
+            return getattr(builtins, name, object)
         case ast.Constant(value=None):
             return type(None)
         case ast.BinOp(left=left, right=right):

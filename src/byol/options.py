@@ -13,6 +13,8 @@ from byol.names import PRETRAINED, backbones, method_arguments, split_tag, unkno
 from byol.run import EncoderInit, Optimization, Optimizer, Precision, Stem
 from byol.views.view import View
 
+BATCH = ("batch_size", "accumulate")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -142,7 +144,8 @@ class Options:
         of_view = {f"view.{name}": kind for name, kind in get_type_hints(View).items()}
         of_method = method_arguments(self.method)
         kinds = own | of_view | of_method
-        for setting in settings:
+        # The batch first: what it moves are the recipe's settings, not those typed beside it.
+        for setting in sorted(settings, key=lambda text: text.partition("=")[0] not in BATCH):
             name, equals, text = setting.partition("=")
             if not equals:
                 raise ValueError(f"--set {setting!r} is not of the form name=value")
@@ -151,7 +154,7 @@ class Options:
             value = _value(text, kinds[name])
             if name in of_method:
                 options = replace(options, method_args={**options.method_args, name: value})
-            elif name in ("batch_size", "accumulate"):
+            elif name in BATCH:
                 batch = {"batch_size": options.batch_size, "accumulate": options.accumulate} | {name: value}
                 if batch["batch_size"] is None or not _fits(value, int):
                     options = replace(options, **{name: value})
