@@ -1,7 +1,19 @@
+import numpy as np
 import pytest
 import torch
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """240 small images in two classes that differ, as an .npz."""
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    generator = np.random.default_rng(0)
+    labels = np.arange(240) % 2
+    pixels = generator.integers(0, 200, (240, 12, 12, 3)) + labels[:, None, None, None] * np.array([50, 0, 0])
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -40,17 +40,6 @@ TINY = Options(
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """240 small images in two classes that differ, as an .npz."""
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    generator = np.random.default_rng(0)
-    labels = np.arange(240) % 2
-    pixels = generator.integers(0, 200, (240, 12, 12, 3)) + labels[:, None, None, None] * np.array([50, 0, 0])
-    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def finished(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     seen = []
@@ -145,6 +134,21 @@ def test_a_stopped_run_resumes_to_the_same_bytes(images, finished, tmp_path):
     assert (out / "backbone.safetensors").read_bytes() == (finished.out / "backbone.safetensors").read_bytes()
     assert [m for m in strip(out) if m[0] != 10] == [m for m in strip(finished.out) if m[0] != 10]
     assert len(strip(out)) == len(strip(finished.out))
+
+
+def test_two_looks_in_a_row_count_across_a_stop(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("byol.online.verdict", lambda *numbers, **late: "collapsed")
+    options = replace(TINY, steps=60, stop_on_collapse=True)
+
+    class StopAfterOneLook(Silent):
+        def progress(self, progress):
+            if progress.step == 30:
+                raise KeyboardInterrupt
+
+    with pytest.raises(TrainingStopped, match="--resume"):
+        pretrain(images, tmp_path / "run", options, observer=StopAfterOneLook())
+    with pytest.raises(TrainingStopped, match="stopped at step 40"):
+        pretrain(images, tmp_path / "run", resume=True)
 
 
 def test_nothing_random_is_drawn_from_global_state(images, tmp_path):

@@ -24,8 +24,10 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def views_grid(originals: list[np.ndarray], views: list[Tensor], path: Path, *, title: str) -> None:
-    """A row an image: the original, then pairs of its views.
+def views_grid(
+    originals: list[np.ndarray], views: list[Tensor], path: Path, *, title: str, views_per_epoch: int = 2
+) -> None:
+    """A row an image: the original, then its views, epoch by epoch.
 
     originals: [H, W, C] uint8. views: per epoch and view, [N, C, S, S] float in [0, 1].
     """
@@ -51,7 +53,7 @@ def views_grid(originals: list[np.ndarray], views: list[Tensor], path: Path, *, 
                 spine.set_visible(c == 0)
                 spine.set_color(_INK)
             if r == 0:
-                name = "image" if c == 0 else f"view {(c - 1) % 2 + 1}"
+                name = "image" if c == 0 else f"view {(c - 1) % views_per_epoch + 1}"
                 axis.set_title(name, fontsize=8, color=_INK if c == 0 else _FAINT)
     figure.savefig(path)
 

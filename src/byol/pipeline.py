@@ -26,9 +26,10 @@ from byol.evaluate.table import (
     with_classes_of,
 )
 from byol.export import load, read_description
+from byol.methods import uses_labels
 from byol.names import PRETRAINED
 from byol.options import Options
-from byol.plan import plan
+from byol.plan import chosen_views, image_size, plan
 from byol.run import Run
 from byol.train import Progress, Training
 from byol.views.view import View, describe
@@ -76,7 +77,7 @@ def pretrain(
     set right.
     """
     observer = observer or Silent()
-    options = options or Options()
+    options = (options or Options()).checked()
     directory = Path(out)
     if Path(data).is_dir() and directory.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"{directory} lies inside {data}, where all files count as data; choose an --out elsewhere")
@@ -97,6 +98,7 @@ def pretrain(
     if options.budget is not None and not resume:
         steps = max(1, int(options.budget * rate / run.images_per_step))
         run = plan(replace(options, steps=steps, budget=None), source, pixels)
+        del training  # before the next one takes as much memory again
         training, rate = _ready(run, source, pixels, directory)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
@@ -120,6 +122,11 @@ def _ready(run: Run, source: Source, pixels: Tensor | None, directory: Path) -> 
     try:
         training = Training(run, source, pixels, directory)
         return training, training.measure_rate()
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"{run.batch_size} images of {run.image_size} px at a time do not fit in the memory of {run.device}; use a "
+            "smaller --batch-size, and --accumulate to make up for it"
+        ) from None
     except (TypeError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
         if ":" in run.method:  # a method of one's own: its author needs the traceback
             raise
@@ -170,7 +177,7 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
                 f"{run.accumulate} of them a step are not one of {run.images_per_step}",
             )
         )
-    if training.method.uses_labels:
+    if uses_labels(type(training.method)):
         lines.append(("note", "this method learns from the labels: its results are not self-supervised ones"))
     if run.channels != 3:
         lines.append(
@@ -205,16 +212,18 @@ def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
 
 def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8, epochs: int = 3) -> Path:
     """Draw what the network will see: images, and pairs of their views over some epochs."""
+    options = options.checked()
     source, pixels = open_for_training(data, Silent())
-    run = plan(replace(options, steps=1, epochs=None, budget=None, batch_size=2, hold_out=0.0), source, pixels)
+    chosen = chosen_views(options, source)
+    size = image_size(options, source)
     loader = Loader(
         source,
-        tuple(View(**fields) for fields in run.views),
+        chosen,
         pixels=pixels,
-        size=run.image_size,
+        size=size,
         batch_size=num_images,
-        normalization=Normalization((0.0,) * run.channels, (1.0,) * run.channels),
-        seed=run.seed,
+        normalization=Normalization((0.0,) * source.channels, (1.0,) * source.channels),
+        seed=options.seed,
     )
     originals: dict[int, Any] = {}
     for start in pictures.sample_rows(num_images, len(source)).tolist():
@@ -224,9 +233,9 @@ def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8,
                 break
     rows = torch.tensor(list(originals))
     views = [view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views]
-    name = f"{source.name}: what {run.method} sees at {run.image_size} px in {epochs} epochs"
+    name = f"{source.name}: what {options.method} sees at {size} px in {epochs} epochs"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.views_grid(list(originals.values()), views, path, title=name)
+    pictures.views_grid(list(originals.values()), views, path, title=name, views_per_epoch=len(chosen))
     return path
 
 

@@ -11,18 +11,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from byol.data.loader import Normalization, data_statistics, split_hold_out, views_for
-from byol.data.source import Source
+from byol.data.source import HOW_TO_LABEL, Source
 from byol.encoder import stem_for
 from byol.export import DESCRIPTION, read_description, spec_of
-from byol.methods import Method, Situation, get, wanted
+from byol.methods import Method, Situation, get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.options import Options
 from byol.run import Optimization, Run, Stem
-from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
+from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 
 LARGEST_DEFAULT_PX = 224
 
@@ -34,7 +35,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         raise ValueError("device='cuda' is not available here; use --device cpu")
     num_train = len(split_hold_out(source, options.hold_out, options.seed)[0])
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    size = options.image_size or min(LARGEST_DEFAULT_PX, source.height, source.width)
+    size = image_size(options, source)
     backbone, backbone_args, stem = _structure(options, size, device)
     batch_size = options.batch_size or _batch_size(num_train, device)
     images_per_step = batch_size * options.accumulate
@@ -55,9 +56,6 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     method = get(options.method)
     _check_labels(options.method, method, source)
     defaults = method.defaults(situation)
-    views = tuple(replace(view, **options.view_changes) for view in options.views or method.views)
-    if len(views) != len(method.views):
-        raise ValueError(f"{options.method} takes {len(method.views)} views, not {len(views)}")
     # A target that starts from given weights starts as a copy of them: two networks that disagree is no start.
     started = {"target_init": "copy"} if options.init and "target_init" in defaults.method_args else {}
     method_args = {**defaults.method_args, **started, **options.method_args}
@@ -81,7 +79,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         channels=source.channels,
         mean=statistics.mean,
         std=statistics.std,
-        views=tuple(dataclasses.asdict(v) for v in views_for(views, source.channels)),
+        views=tuple(map(dataclasses.asdict, chosen_views(options, source))),
         batch_size=batch_size,
         accumulate=options.accumulate,
         total_steps=steps,
@@ -103,13 +101,31 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     )
 
 
+def image_size(options: Options, source: Source) -> int:
+    """The side of a view, px."""
+    return options.image_size or min(LARGEST_DEFAULT_PX, source.height, source.width)
+
+
+def chosen_views(options: Options, source: Source) -> tuple[View, ...]:
+    """The views to make: those asked for, or the method's, without what only makes sense for RGB where the images are
+    not."""
+    wanted = get(options.method).views
+    views = tuple(replace(view, **options.view_changes) for view in options.views or wanted)
+    if len(views) != len(wanted):
+        raise ValueError(f"{options.method} takes {len(wanted)} views, not {len(views)}")
+    return views_for(views, source.channels)
+
+
 def _check_labels(name: str, method: type[Method], source: Source) -> None:
-    """ValueError where a method learns from labels and there are none."""
-    needs = "labels" in wanted(method) or "num_classes" in inspect.signature(method).parameters
-    if needs and (source.labels is None or not (source.labels >= 0).any()):
+    """ValueError where a method learns from labels and there are none to learn from."""
+    if not uses_labels(method) and "num_classes" not in inspect.signature(method).parameters:
+        return
+    if source.labels is None or not (source.labels >= 0).any():
+        raise ValueError(f"{name} learns from labels and {source.name} has none; {HOW_TO_LABEL}")
+    if source.num_classes < 2 or len(np.unique(source.labels[source.labels >= 0])) < 2:
         raise ValueError(
-            f"{name} learns from labels and {source.name} has none; put the images in one sub-folder a class, or use "
-            "a Parquet file with a `label` column"
+            f"{name} learns to tell classes apart, and the labels of {source.name} are not two classes or more, "
+            f"numbered from 0; {HOW_TO_LABEL}"
         )
 
 

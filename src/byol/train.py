@@ -259,7 +259,9 @@ class Training:
         if self.hold_out is not None and (last := metrics.last("held_out/view_ratio")):
             self.hold_out.before = Health(**{f.name: last[f"held_out/{f.name}"] for f in fields(Health)})
         seconds = (metrics.last("seconds") or {"seconds": 0.0})["seconds"]
-        collapsed = 0
+        collapsed = int(start > 0 and (metrics.last("held_out/verdict") or {}).get("held_out/verdict") == "collapsed")
+        if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
+            torch.cuda.reset_peak_memory_stats(self.fabric.device)
         try:
             if start == 0:
                 self._look(0, metrics, observe, 0.0)

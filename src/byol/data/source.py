@@ -18,6 +18,9 @@ T = TypeVar("T")
 NUM_THREADS = 8
 
 
+HOW_TO_LABEL = "put the images in one sub-folder a class, or use a Parquet file with a `label` column"
+
+
 class DataError(ValueError):
     """A person's mistake about data: one line that says what to do."""
 

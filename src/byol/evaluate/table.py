@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from byol.data.loader import fits_memory, load_pixels
-from byol.data.source import DataError, Source
+from byol.data.source import HOW_TO_LABEL, DataError, Source
 from byol.diagnose import effective_rank
 from byol.encoder import Encoder, EncoderSpec, initialize
 from byol.evaluate.features import extract, raw_pixels
@@ -40,10 +40,7 @@ class Labelled:
 def load_labelled(source: Source, size: int, *, workers: int = 0) -> Labelled:
     """The labelled images of a source. DataError where there are none."""
     if source.labels is None or not (source.labels >= 0).any():
-        raise DataError(
-            f"{source.name} has no labels to evaluate against; put the images in one sub-folder a class, "
-            "or use a Parquet file with a `label` column"
-        )
+        raise DataError(f"{source.name} has no labels to evaluate against; {HOW_TO_LABEL}")
     source = source.subset(np.flatnonzero(source.labels >= 0))
     pixels = None
     if fits_memory(source):
