@@ -64,6 +64,7 @@ WRONG = [
     (("compare", "digits", "--out", "OUT", "--methods", ","), "byol list methods"),
     (("compare", "digits", "--out", "OUT", "--budget", "5"), "30m"),
     (("compare", "digits", "--out", "OUT", "--seeds", "0"), "equal to 1"),
+    (("compare", "digits", "--out", "OUT", "--set", "steps=100"), "--steps"),
     (("pretrian", "digits"), "`byol --help`"),
     (("views", "digits", "--out", "grid"), ".png"),
 ]
@@ -136,6 +137,44 @@ def test_a_supervised_run_without_labels_is_one_line(run, tmp_path):
     assert last.startswith("byol: supervised learns from labels and")
     assert "sub-folder a class" in last
     assert not out.exists()
+
+
+def test_a_comparison_that_cannot_be_finished_is_one_line_before_it_begins(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 12, 12, 3)).astype(np.uint8)
+    np.savez(tmp_path / "plain.npz", images=pixels)
+    np.savez(tmp_path / "one.npz", images=pixels, labels=np.zeros(60, int))
+    np.savez(tmp_path / "two.npz", images=pixels, labels=np.arange(60) % 2)
+    plain, one, two = (tmp_path / f"{name}.npz" for name in ("plain", "one", "two"))
+    out = tmp_path / "out"
+    for arguments, says in (
+        ((plain, "--labelled", two, "--methods", "byol,supervised"), "supervised cannot be compared: "),
+        ((one, "--methods", "byol,supervised"), "not two classes"),
+        ((plain, "--methods", "byol"), "has no labels to evaluate against"),
+        ((one, "--methods", "byol"), "labels of one class"),
+        ((two, "--methods", "moco", "--set", "queue=1000"), "queue="),
+        ((two, "--methods", "byol", "--batch-size", 5000), "at most --batch-size"),
+    ):
+        code, _, stderr = run("compare", *arguments, "--out", out, "--steps", 2, "--seeds", 1)
+        last = stderr.strip().splitlines()[-1]
+        assert code == 2
+        assert last.startswith("byol: ")
+        assert says in last
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "asked", [("--method", "moco"), ("--recipe", "moco_v2_imagenet_200"), ("--method", "instdisc")]
+)
+def test_views_of_a_few_images_are_drawn_for_any_method(run, images, tmp_path, asked):
+    code, _, stderr = run("views", images, "--out", tmp_path / "views.png", "--images", 2, *asked)
+    assert code == 0, stderr
+    assert (tmp_path / "views.png").stat().st_size > 5000
+
+
+def test_what_is_given_beside_another_batch_is_not_moved(monkeypatch):
+    options = cli._options(None, "digits_demo", ["tau=0.7", "batch_size=64"], steps=400)
+    assert (options.batch_size, options.steps, options.method_args["tau"]) == (64, 400, 0.7)
+    assert options.warmup_steps == 400  # the recipe's 200, of twice the images
 
 
 def test_a_folder_with_fewer_than_two_images_is_refused(run, tmp_path):

@@ -1,13 +1,17 @@
 """Methods side by side: what is the same for all, what the table says, and going on after a stop."""
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from byol import cli
 from byol import compare as comparing
 from byol.compare import Length, compare, contender, markdown, rows
+from byol.console import comparison_table
 from byol.evaluate.fewshot import mean_interval
 from byol.options import Options
 from byol.train import TrainingStopped
@@ -24,17 +28,6 @@ COMMON = Options(
     base_lr=3.0,
     warmup_steps=5,
 )
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """240 small images in two classes that differ, as an .npz."""
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    generator = np.random.default_rng(0)
-    labels = np.arange(240) % 2
-    pixels = generator.integers(0, 200, (240, 12, 12, 3)) + labels[:, None, None, None] * np.array([50, 0, 0])
-    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
-    return str(path)
 
 
 @pytest.fixture
@@ -117,7 +110,19 @@ def test_a_run_that_stops_is_named_and_the_others_go_on(images, tmp_path, monkey
     assert "vicreg failed: seed 0: the loss is nan at step 3" in markdown(result)
 
 
+def test_the_table_on_screen_shortens_shares_and_nothing_else():
+    cells = {"knn": "0.905 +- 0.010", "peak_memory_gib": "10.05", "images_per_second": "100"}
+    table = comparison_table("title", {name: name for name in cells}, [("byol", cells)])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    shown = console.export_text().splitlines()[-2]
+    assert shown.split() == ["byol", ".905±.010", "10.05", "100"]
+
+
 def test_each_run_trains_in_a_process_of_its_own_and_its_errors_come_back(images, tmp_path):
     options = replace(COMMON, method="simsiam", steps=2, optimizer="sgd", base_lr=float("1e30"), warmup_steps=0)
     with pytest.raises(TrainingStopped, match="step"):
         comparing._train(images, tmp_path / "run", replace(options, steps=10))
+    with pytest.raises(ValueError, match="give one of them") as raised:
+        comparing._train(images, tmp_path / "other", replace(options, steps=10, budget=3.0))
+    assert cli._for_people(raised.value)

@@ -46,7 +46,7 @@ Out = Annotated[Path, typer.Option("--out", help="Directory to write the run int
 Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Method = Annotated[str | None, typer.Option(help="byol by default; see `byol list methods`. Your own: module:Class.")]
-Recipe = Annotated[str | None, typer.Option(help="A published recipe, exactly; see `byol list recipes`.")]
+Recipe = Annotated[str | None, typer.Option(help="A published recipe; see `byol list recipes`.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. tau=0.99, optimizer=lars, view.flip=0."),
@@ -231,10 +231,10 @@ def compare(
         _fail(f"--methods names {twice} twice")
     for name in chosen:
         if name not in RECIPES:
-            try:
-                names.method_arguments(name)
-            except ValueError as error:
-                _fail(str(error))
+            _check_method(name)
+    for setting in settings or ():
+        if (field := setting.partition("=")[0]) in ("epochs", "steps", "budget", "seed"):
+            _fail(f"{field} is the same for all; leave out --set {setting} and use --steps, --budget or --seeds")
     common = _options(
         None,
         recipe,
@@ -317,24 +317,31 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
             typer.echo(name)
 
 
+def _check_method(name: str) -> None:
+    try:
+        names.method_arguments(name)
+    except ValueError as error:
+        _fail(str(error))
+
+
 def _options(method: str | None, recipe: str | None, settings: list[str] | None, **given: Any) -> Any:
     """The recipe's options, with what was given on the command line in place of its own."""
     from dataclasses import replace
 
     from byol.experiments import RECIPES
-    from byol.options import Options
+    from byol.options import BATCH, Options
 
     if recipe is not None and recipe not in RECIPES:
         _fail(names.unknown("recipe", recipe, RECIPES))
     if method is not None:
-        try:
-            names.method_arguments(method)
-        except ValueError as error:
-            _fail(str(error))
+        _check_method(method)
     options = RECIPES[recipe]() if recipe else Options(method=method or "byol")
     if method not in (None, options.method):
         _fail(f"{recipe} is a recipe of {options.method}; leave out --method {method}")
     given = {name: value for name, value in given.items() if value is not None}
+    # The batch first: what it moves are the recipe's settings, not those given beside it.
+    batch = [setting for setting in settings or () if setting.partition("=")[0] in BATCH]
+    options = options.with_settings(batch).checked()
     if options.batch_size is not None:
         options = options.at_batch(
             given.pop("batch_size", options.batch_size), given.pop("accumulate", options.accumulate)
@@ -346,7 +353,7 @@ def _options(method: str | None, recipe: str | None, settings: list[str] | None,
         options = replace(options, **lengths)
     if given.get("backbone") is not None:
         options = replace(options, backbone_args=None, stem=None)
-    return options.with_settings(settings or ()).checked()
+    return options.with_settings(s for s in settings or () if s not in batch).checked()
 
 
 def _must_exist(data: str) -> None:

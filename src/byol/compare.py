@@ -17,10 +17,11 @@ from byol import pictures
 from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.table import Labelled
 from byol.experiments import RECIPES
-from byol.export import DESCRIPTION, read_description
-from byol.methods import get
+from byol.export import DESCRIPTION
+from byol.methods import get, uses_labels
 from byol.options import Options
-from byol.pipeline import Observer, Silent, evaluate_run, open_labelled, pretrain
+from byol.pipeline import Observer, Silent, evaluate_run, open_for_training, open_labelled, pretrain
+from byol.plan import image_size, plan
 from byol.train import TrainingStopped
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 
@@ -64,7 +65,7 @@ def contender(name: str, common: Options, settings: Sequence[str] = (), *, own_v
     if not own_views:
         views = tuple(islice(cycle(common.views or (BYOL_T, BYOL_T_PRIME)), len(method.views)))
     options = replace(common.for_method(recipe.method), method_args=recipe.method_args, views=views)
-    return Contender(name, options.with_settings(settings).checked(), method.uses_labels)
+    return Contender(name, options.with_settings(settings).checked(), uses_labels(method))
 
 
 def compare(
@@ -81,10 +82,10 @@ def compare(
 ) -> dict[str, Any]:
     """Train and evaluate each contender with each seed for each length; writes OUT/compare.json, compare.md and plots.
 
-    lengths: by name; each makes a table of its own. labelled, test: what to evaluate
-    on; `data` itself by default. resume: keep the finished runs of the same comparison, and go on with the others.
-    Every run trains in a process of its own, one after the other, so that time and memory are its alone. A run that
-    stops early is named in the table, and the others go on.
+    lengths: by name; each makes a table of its own. labelled, test: what to evaluate on; `data` itself by default.
+    resume: keep the finished runs of the same comparison, and go on with the others. Every run trains in a process of
+    its own, one after the other, so that time and memory are its alone. A run that stops early is named in the table,
+    and the others go on. ValueError, before the first one trains, where one could not be trained or evaluated.
     """
     observer = observer or Silent()
     settings = {
@@ -95,9 +96,9 @@ def compare(
         "lengths": {name: asdict(length) for name, length in lengths.items()},
         "seeds": seeds,
     }
+    images = _prepared(data, labelled or data, test, contenders, observer)
     _keep_settings(out, json.loads(json.dumps(settings)), resume=resume)
     tables: dict[str, Any] = {}
-    images: tuple[Labelled, Labelled] | None = None
     baselines: dict[str, list[dict[str, float]]] = {"raw pixels": [], "untrained": []}
     total = len(lengths) * seeds * len(contenders)
     done = 0
@@ -116,8 +117,6 @@ def compare(
                     failed.setdefault(each.name, []).append(f"seed {seed}: {error}")
                     observer.say(f"{each.name}, seed {seed}: {error}")
                     continue
-                if images is None:
-                    images = _labelled(run, labelled or data, test)
                 found = _evaluation(run, labelled or data, test, images, ("backbone",))
                 rows[each.name].append(_measures(found, run))
                 # The same for all methods of a seed: the images, and the network that they all start from.
@@ -142,8 +141,8 @@ def compare(
     result = {
         **settings,
         "used_labels": [c.name for c in contenders if c.used_labels],
-        "train_images": 0 if images is None else len(images[0].labels),
-        "test_images": 0 if images is None else len(images[1].labels),
+        "train_images": len(images[0].labels),
+        "test_images": len(images[1].labels),
         "baselines": {name: _summary(runs) for name, runs in baselines.items()},
         "tables": tables,
     }
@@ -174,7 +173,11 @@ def _train(data: str, run: Path, options: Options) -> None:
     run.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        pool.submit(_train_here, data, run, options, begun).result()
+        try:
+            pool.submit(_train_here, data, run, options, begun).result()
+        except ValueError as error:
+            # Anew, so that it comes from this package and not from concurrent.futures: the command shows it as a line.
+            raise ValueError(str(error)) from error
 
 
 def _train_here(data: str, run: Path, options: Options, resume: bool) -> None:
@@ -184,10 +187,21 @@ def _train_here(data: str, run: Path, options: Options, resume: bool) -> None:
         pretrain(data, run, options, resume=resume, observer=terminal)
 
 
-def _labelled(run: Path, data: str, test: str | None) -> tuple[Labelled, Labelled]:
-    about = read_description(run)
-    channels = about["channels"] if about["channels"] in (1, 3) else None
-    return open_labelled(data, test, image_size=about["image_size"], channels=channels)
+def _prepared(
+    data: str, labelled: str, test: str | None, contenders: Sequence[Contender], observer: Observer
+) -> tuple[Labelled, Labelled]:
+    """(training, test) images to evaluate on. ValueError where a contender cannot be trained, or none be evaluated."""
+    source, pixels = open_for_training(data, observer)
+    for each in contenders:
+        try:
+            plan(replace(each.options, epochs=None, steps=1, budget=None), source, pixels)
+        except ValueError as error:
+            raise ValueError(f"{each.name} cannot be compared: {error}") from None
+    channels = source.channels if source.channels in (1, 3) else None
+    images = open_labelled(labelled, test, image_size=image_size(contenders[0].options, source), channels=channels)
+    if len(images[0].labels.unique()) < 2:
+        raise ValueError(f"{labelled} has labels of one class; comparing needs at least two")
+    return images
 
 
 def _evaluation(
