@@ -14,6 +14,7 @@ from byol.compare import Length, compare, contender, markdown, rows
 from byol.console import comparison_table
 from byol.evaluate.fewshot import mean_interval
 from byol.options import Options
+from byol.pictures import mean_curve
 from byol.train import TrainingStopped
 from byol.views.view import View
 
@@ -59,7 +60,8 @@ def test_all_get_the_same_data_and_views_and_their_own_optimizer():
         contender("vicreg", COMMON, ["tau=0.9"])
 
 
-def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here):
+def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here, monkeypatch):
+    scores = comparing._scores
     contenders = [contender(name, COMMON) for name in ("instdisc", "supervised")]
     lengths = {"steps": Length(steps=4)}
     out = tmp_path / "out"
@@ -86,8 +88,12 @@ def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here
     # An interrupted comparison does only what is missing; another one in its place is refused.
     (out / "steps/instdisc-seed1/backbone.json").unlink()
     (out / "steps/instdisc-seed1/evaluation.json").unlink()
+    monkeypatch.setattr(
+        comparing, "_scores", lambda found, column: pytest.fail() if column != "backbone" else scores(found, column)
+    )
     again = compare(images, out, contenders, lengths, seeds=2, resume=True)
     assert here[4:] == ["instdisc-seed1"]
+    assert again["baselines"] == result["baselines"]
     assert again["tables"]["steps"]["rows"]["supervised"] == table["supervised"]
     with pytest.raises(ValueError, match="seeds differ"):
         compare(images, out, contenders, lengths, seeds=3, resume=True)
@@ -117,6 +123,12 @@ def test_the_table_on_screen_shortens_shares_and_nothing_else():
     console.print(table)
     shown = console.export_text().splitlines()[-2]
     assert shown.split() == ["byol", ".905±.010", "10.05", "100"]
+
+
+def test_the_mean_curve_compares_runs_at_equal_times():
+    # One run twice as fast, looked at three times, and one looked at twice.
+    found = mean_curve([[(0, 0.0), (1, 0.4), (2, 0.8)], [(0, 0.2), (4, 1.0)]], points=3)
+    np.testing.assert_allclose(found, [[0, 0.1], [1, 0.4], [2, 0.7], [3, 0.9]])
 
 
 def test_each_run_trains_in_a_process_of_its_own_and_its_errors_come_back(images, tmp_path):

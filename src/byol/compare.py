@@ -121,18 +121,8 @@ def compare(
                 rows[each.name].append(_measures(found, run))
                 # The same for all methods of a seed: the images, and the network that they all start from.
                 if length == next(iter(lengths)) and len(baselines["untrained"]) == seed:
-                    columns = ("raw pixels", "untrained") if seed == 0 else ("untrained",)
-                    found = evaluate_run(
-                        run,
-                        labelled or data,
-                        test=test,
-                        observer=Silent(),
-                        labelled=images,
-                        columns=columns,
-                        write=False,
-                    )
-                    for column in columns:
-                        baselines[column].append(_scores(found, column))
+                    for column, scores in _baselines(run, labelled or data, test, images, out, seed).items():
+                        baselines[column].append(scores)
         tables[length] = {"rows": {name: _summary(runs) for name, runs in rows.items()}, "failed": failed}
         places = {c.name: [_place(out, length, c.name, seed) for seed in range(seeds)] for c in contenders}
         marked = {c.name: f"{c.name} (labels)" if c.used_labels else c.name for c in contenders}
@@ -211,6 +201,20 @@ def _evaluation(
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
     return evaluate_run(run, data, test=test, observer=Silent(), labelled=images, columns=columns)
+
+
+def _baselines(
+    run: Path, data: str, test: str | None, images: tuple[Labelled, Labelled], out: Path, seed: int
+) -> dict[str, dict[str, float]]:
+    """Scores of the untrained network of a run, and for the first seed of raw pixels, kept in `out`."""
+    path = out / f"baselines-seed{seed}.json"
+    if path.is_file():
+        return json.loads(path.read_text("utf-8"))
+    columns = ("raw pixels", "untrained") if seed == 0 else ("untrained",)
+    found = evaluate_run(run, data, test=test, observer=Silent(), labelled=images, columns=columns, write=False)
+    scores = {column: _scores(found, column) for column in columns}
+    path.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
+    return scores
 
 
 def _scores(found: dict[str, Any], column: str) -> dict[str, float]:

@@ -112,8 +112,7 @@ def comparison(curves: dict[str, list[list[tuple[float, float]]]], path: Path, *
         colour = colormaps["tab10"](i % 10)
         for run in runs:
             axis.plot(*zip(*run, strict=True), color=colour, linewidth=0.7, alpha=0.3)
-        looks = min(len(run) for run in runs)
-        mean = np.array([run[:looks] for run in runs]).mean(0)
+        mean = mean_curve(runs)
         (line,) = axis.plot(mean[:, 0], mean[:, 1], "-" if i < 10 else "--", color=colour, linewidth=2)
         drawn.append((float(mean[-1, 1]), name, line))
     axis.set_xlabel("seconds of training", fontsize=8, color=_FAINT)
@@ -123,6 +122,16 @@ def comparison(curves: dict[str, list[list[tuple[float, float]]]], path: Path, *
     labels = [f"{name}  {accuracy:.3f}" for accuracy, name, _ in drawn]
     figure.legend([line for *_, line in drawn], labels, loc="outside right center", frameon=False, fontsize=8.5)
     figure.savefig(path)
+
+
+def mean_curve(runs: list[list[tuple[float, float]]], points: int = 21) -> np.ndarray:
+    """[points + 1, 2]: the mean over runs at equal times until the first of them ends, and at last the mean of their
+    ends."""
+    curves = [np.array(run) for run in runs]
+    times = np.linspace(0, min(curve[-1, 0] for curve in curves), points)
+    heights = np.mean([np.interp(times, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
+    end = np.mean([curve[-1] for curve in curves], axis=0)
+    return np.vstack([np.column_stack([times, heights]), end])
 
 
 def result_rows(found: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
