@@ -176,11 +176,14 @@ def test_a_run_inside_its_own_data_is_refused(tmp_path):
 
 
 def test_a_budget_of_time_becomes_the_steps_that_fit(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(Training, "measure_rate", lambda self: 40.0)
+    tried = []
+    monkeypatch.setattr(Training, "measure_rate", lambda self, seconds: tried.append(seconds) or 40.0)
     run = pretrain(images, tmp_path / "run", replace(TINY, steps=None, budget=2.5))
     assert run.total_steps == 6  # 2.5 s x 40 images/s in batches of 16
     assert Run.read(tmp_path / "run" / "run.json").total_steps == run.total_steps
     assert [m["step"] for m in lines(tmp_path / "run" / "metrics.jsonl")][-1] == run.total_steps
+    pretrain(images, tmp_path / "longer", replace(TINY, steps=None, budget=40.0, batch_size=64))
+    assert tried[0::2] == [1.0, 2.0]
 
 
 def test_a_backbone_that_cannot_take_the_images_is_one_line(images, tmp_path):

@@ -94,9 +94,11 @@ def pretrain(
         source, pixels = open_for_training(data, observer)
         # A budget of time becomes steps once the rate is known; until then one step stands for them.
         run = plan(replace(options, steps=1, budget=None) if options.budget else options, source, pixels)
-    training, rate = _ready(run, source, pixels, directory)
-    if options.budget is not None and not resume:
-        steps = max(1, int(options.budget * rate / run.images_per_step))
+    budget = None if resume else options.budget
+    # How many steps fit is worth a twentieth of the time to find out.
+    training, rate = _ready(run, source, pixels, directory, 1.0 if budget is None else min(10.0, max(1.0, budget / 20)))
+    if budget is not None:
+        steps = max(1, int(budget * rate / run.images_per_step))
         run = plan(replace(options, steps=steps, budget=None), source, pixels)
         del training  # before the next one takes as much memory again
         training, rate = _ready(run, source, pixels, directory)
@@ -117,11 +119,13 @@ def _write_skipped(directory: Path, source: Source) -> None:
             file.write(json.dumps({"step": 0, "id": image, "name": name, "reason": reason}) + "\n")
 
 
-def _ready(run: Run, source: Source, pixels: Tensor | None, directory: Path) -> tuple[Training, float]:
+def _ready(
+    run: Run, source: Source, pixels: Tensor | None, directory: Path, seconds: float = 1.0
+) -> tuple[Training, float]:
     """The training, and the images/s a copy of it reached. ValueError where the networks do not suit the images."""
     try:
         training = Training(run, source, pixels, directory)
-        return training, training.measure_rate()
+        return training, training.measure_rate(seconds)
     except torch.OutOfMemoryError:
         raise ValueError(
             f"{run.batch_size} images of {run.image_size} px at a time do not fit in the memory of {run.device}; use a "

@@ -230,15 +230,19 @@ class Training:
             p.numel() for p in self.networks.method.parameters() if not p.requires_grad
         )
 
-    def measure_rate(self) -> float:
-        """Images/s that trial steps on a copy of the networks reach, the median; the run itself is not touched."""
+    def measure_rate(self, seconds: float = 1.0) -> float:
+        """Images/s that trial steps on a copy of the networks reach, the median; the run itself is not touched.
+
+        seconds: about how long to try.
+        """
+        most = math.ceil(10 * seconds)
         networks = copy.deepcopy(self.networks)
         optimizer = make_optimizer(self.run, networks)
         dtype = torch.float64 if self.run.precision == "64" else torch.float32
-        batches = self.loader.batches(0, 10)
+        batches = self.loader.batches(0, most)
         taken: list[float] = []
         # The first one warms up; of steps that take seconds one more has to do.
-        while len(taken) < 10 and (len(taken) < 2 or sum(taken[1:]) < 1.0):
+        while len(taken) < most and (len(taken) < 2 or sum(taken[1:]) < seconds):
             start = time.perf_counter()
             batch = next(batches)
             if self.loader.pixels is None:  # made by workers, meanwhile
