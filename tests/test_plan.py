@@ -23,7 +23,8 @@ def digits():
 
 
 @pytest.mark.parametrize(
-    ("steps", "tau"), [(100, 0.9), (3750, 0.9), (5000, 0.925), (12_500, 0.97), (37_500, 0.99), (400_000, 0.996)]
+    ("steps", "tau"),
+    [(100, 0.6), (1500, 0.75), (3750, 0.9), (5000, 0.925), (12_500, 0.97), (37_500, 0.99), (400_000, 0.996)],
 )
 def test_tau_lies_on_the_line_of_the_paper_s_presets(steps, tau):
     defaults = BYOL.defaults(Situation(10_000, 32, 3, 128, steps))
@@ -138,7 +139,7 @@ def test_the_defaults_follow_the_batch_by_the_same_rules():
     assert large.base_lr * 256 == pytest.approx(2 * small.base_lr * 64)
     assert large.weight_decay == pytest.approx(2 * small.weight_decay)
     # To first order the power rule: 1 - tau grows with the batch.
-    assert 1 - large.method_args["tau"] == pytest.approx(0.1)
+    assert 1 - large.method_args["tau"] == pytest.approx(375 / 2_500, abs=1e-4)
     assert 1 - small.method_args["tau"] == pytest.approx(375 / 10_000, abs=1e-4)
 
 
