@@ -2,13 +2,15 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from byol import cli
 from byol import compare as comparing
 from byol.compare import Length, compare, contender, markdown, rows
 from byol.console import comparison_table
@@ -105,15 +107,20 @@ def test_a_run_that_stops_is_named_and_the_others_go_on(images, tmp_path, monkey
     def train(data, run, options):
         if options.method == "vicreg":
             raise TrainingStopped("the loss is nan at step 3")
+        if options.method == "simclr":
+            raise ValueError("16 images of 32 px at a time do not fit")
         comparing._train_here(data, run, options, False)
 
     monkeypatch.setattr(comparing, "_train", train)
-    contenders = [contender(name, COMMON) for name in ("vicreg", "simsiam")]
+    contenders = [contender(name, COMMON) for name in ("vicreg", "simclr", "simsiam")]
     result = compare(images, tmp_path / "out", contenders, {"steps": Length(steps=2)}, seeds=1)
     found = dict(rows(result, "steps"))
-    assert found["vicreg (1 of 1 failed)"]["linear"] == "-"
+    assert found["vicreg (1 of 1 failed)"]["linear"] == found["simclr (1 of 1 failed)"]["linear"] == "-"
     assert float(found["simsiam"]["linear"]) > 0
     assert "vicreg failed: seed 0: the loss is nan at step 3" in markdown(result)
+    assert "simclr failed: seed 0: 16 images of 32 px at a time do not fit" in markdown(result)
+    with pytest.raises(TrainingStopped, match="none .*finished: vicreg: seed 0: the loss is nan"):
+        compare(images, tmp_path / "none", contenders[:2], {"steps": Length(steps=2)}, seeds=1)
 
 
 def test_the_table_on_screen_shortens_shares_and_nothing_else():
@@ -135,6 +142,17 @@ def test_each_run_trains_in_a_process_of_its_own_and_its_errors_come_back(images
     options = replace(COMMON, method="simsiam", steps=2, optimizer="sgd", base_lr=float("1e30"), warmup_steps=0)
     with pytest.raises(TrainingStopped, match="step"):
         comparing._train(images, tmp_path / "run", replace(options, steps=10))
-    with pytest.raises(ValueError, match="give one of them") as raised:
+    with pytest.raises(ValueError, match="give one of them"):
         comparing._train(images, tmp_path / "other", replace(options, steps=10, budget=3.0))
-    assert cli._for_people(raised.value)
+
+
+def test_a_run_ends_with_the_comparison_that_was_killed():
+    run = "import time; print('begun', flush=True); time.sleep(600)"
+    program = f"from byol import compare; compare._apart(exec, {run!r})"
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "begun\n"
+    parent.kill()
+    # The end of its output comes only when the last process that could write to it is gone.
+    parent.communicate(timeout=60)
+    assert parent.returncode == -signal.SIGKILL

@@ -275,7 +275,8 @@ def compare(
         found = comparing.rows(result, length)
         stdout.print(comparison_table(comparing.title(result, length), comparing.MEASURES, found))
     drawn = ", ".join(f"{out}/{length}.png" for length in lengths)
-    stdout.print(f"± is half the 95 % interval of the mean over seeds. Tables: {out}/compare.md; plots: {drawn}.")
+    note = "± is half the 95 % interval of the mean over seeds. " if seeds > 1 else ""
+    stdout.print(f"{note}Tables: {out}/compare.md; plots: {drawn}.")
 
 
 @app.command()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 import statistics
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -85,7 +88,8 @@ def compare(
     lengths: by name; each makes a table of its own. labelled, test: what to evaluate on; `data` itself by default.
     resume: keep the finished runs of the same comparison, and go on with the others. Every run trains in a process of
     its own, one after the other, so that time and memory are its alone. A run that stops early is named in the table,
-    and the others go on. ValueError, before the first one trains, where one could not be trained or evaluated.
+    and the others go on; TrainingStopped where all do. ValueError, before the first one trains, where one could not be
+    trained or evaluated.
     """
     observer = observer or Silent()
     settings = {
@@ -99,7 +103,7 @@ def compare(
     images = _prepared(data, labelled or data, test, contenders, observer)
     _keep_settings(out, json.loads(json.dumps(settings)), resume=resume)
     tables: dict[str, Any] = {}
-    baselines: dict[str, list[dict[str, float]]] = {"raw pixels": [], "untrained": []}
+    baselines: dict[int, dict[str, dict[str, float]]] = {}
     total = len(lengths) * seeds * len(contenders)
     done = 0
     for length, how_long in lengths.items():
@@ -113,16 +117,17 @@ def compare(
                 options = replace(each.options, seed=seed, epochs=None, steps=how_long.steps, budget=how_long.budget)
                 try:
                     _train(data, run, options)
-                except (TrainingStopped, BrokenProcessPool) as error:
+                except (TrainingStopped, BrokenProcessPool, ValueError) as error:
                     failed.setdefault(each.name, []).append(f"seed {seed}: {error}")
                     observer.say(f"{each.name}, seed {seed}: {error}")
                     continue
                 found = _evaluation(run, labelled or data, test, images, ("backbone",))
                 rows[each.name].append(_measures(found, run))
                 # The same for all methods of a seed: the images, and the network that they all start from.
-                if length == next(iter(lengths)) and len(baselines["untrained"]) == seed:
-                    for column, scores in _baselines(run, labelled or data, test, images, out, seed).items():
-                        baselines[column].append(scores)
+                if seed not in baselines:
+                    columns = ("untrained",) if baselines else ("raw pixels", "untrained")
+                    path = out / f"baselines-seed{seed}.json"
+                    baselines[seed] = _baselines(run, labelled or data, test, images, columns, path)
         tables[length] = {"rows": {name: _summary(runs) for name, runs in rows.items()}, "failed": failed}
         places = {c.name: [_place(out, length, c.name, seed) for seed in range(seeds)] for c in contenders}
         marked = {c.name: f"{c.name} (labels)" if c.used_labels else c.name for c in contenders}
@@ -133,11 +138,17 @@ def compare(
         "used_labels": [c.name for c in contenders if c.used_labels],
         "train_images": len(images[0].labels),
         "test_images": len(images[1].labels),
-        "baselines": {name: _summary(runs) for name, runs in baselines.items()},
+        "baselines": {
+            name: _summary([scores[name] for scores in baselines.values() if name in scores])
+            for name in ("raw pixels", "untrained")
+        },
         "tables": tables,
     }
     (out / "compare.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     (out / "compare.md").write_text(markdown(result), "utf-8")
+    if not baselines:
+        name, reasons = next(iter(next(iter(tables.values()))["failed"].items()))
+        raise TrainingStopped(f"none of the {total} runs finished: {name}: {reasons[0]}")
     return result
 
 
@@ -161,13 +172,25 @@ def _train(data: str, run: Path, options: Options) -> None:
         return
     begun = (run / "run.json").is_file()
     run.parent.mkdir(parents=True, exist_ok=True)
+    _apart(_train_here, data, run, options, begun)
+
+
+def _apart(function: Callable[..., None], *arguments: Any) -> None:
+    """Call in a process of its own, which ends with this one, however this one ends."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            pool.submit(_train_here, data, run, options, begun).result()
-        except ValueError as error:
-            # Anew, so that it comes from this package and not from concurrent.futures: the command shows it as a line.
-            raise ValueError(str(error)) from error
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
+        pool.submit(function, *arguments).result()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _train_here(data: str, run: Path, options: Options, resume: bool) -> None:
@@ -204,13 +227,11 @@ def _evaluation(
 
 
 def _baselines(
-    run: Path, data: str, test: str | None, images: tuple[Labelled, Labelled], out: Path, seed: int
+    run: Path, data: str, test: str | None, images: tuple[Labelled, Labelled], columns: tuple[str, ...], path: Path
 ) -> dict[str, dict[str, float]]:
-    """Scores of the untrained network of a run, and for the first seed of raw pixels, kept in `out`."""
-    path = out / f"baselines-seed{seed}.json"
+    """Scores of raw pixels and of the untrained network of a run, kept in `path`."""
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    columns = ("raw pixels", "untrained") if seed == 0 else ("untrained",)
     found = evaluate_run(run, data, test=test, observer=Silent(), labelled=images, columns=columns, write=False)
     scores = {column: _scores(found, column) for column in columns}
     path.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
