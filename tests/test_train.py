@@ -137,7 +137,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(images, finished, tmp_path):
 
 
 def test_two_looks_in_a_row_count_across_a_stop(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("byol.online.verdict", lambda *numbers, **late: "collapsed")
+    monkeypatch.setattr("byol.online.verdict", lambda numbers, late: "collapsed")
     options = replace(TINY, steps=60, stop_on_collapse=True)
 
     class StopAfterOneLook(Silent):

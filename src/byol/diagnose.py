@@ -14,8 +14,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+ONE_POINT_STD_RATIO = 0.1
+"""Below this, the embedding is one point and little more. Rows spread evenly on the sphere give 1, equal rows 0."""
+
 COLLAPSED_STD_RATIO = 0.3
-"""Below this, the embedding is close to one point. Rows spread evenly on the sphere give 1, equal rows 0."""
+"""Below this, the embedding is close to one point. It counts in a run's second half: without batch norm an embedding
+starts there, and opens in its first steps."""
 
 COLLAPSED_RANK = 3.0
 """Below this effective rank, the embedding is close to one line or two."""
@@ -31,13 +35,6 @@ NARROW_RANK = 5.0
 """Below this effective rank, the embedding uses hardly more than four directions. The thresholds are
 this package's choice, not a paper's. The rank is at most min(B - 1, d): with B < 6 or d < 5 no verdict is
 healthy."""
-
-
-OPENING_STD_RATIO = 0.1
-OPENING_GROWTH = 1.1
-OPENING_VIEW_RATIO = 0.5
-"""An embedding without batch norm starts close to one direction and opens. Above the first, and either wider than at
-the look before by the second, or with views of an image closer than images by the third, it is on its way."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +68,12 @@ def health(z1: Tensor, z2: Tensor) -> Health:
     )
 
 
-def verdict(
-    health: Health, before: Health | None = None, *, late: bool = False
-) -> Literal["healthy", "narrow", "collapsed"]:
-    """One word for the numbers, by the thresholds of this module. before: the numbers of the look before, if any. late:
-    in a run's second half."""
-    if health.effective_rank < COLLAPSED_RANK or (late and health.view_ratio > COLLAPSED_VIEW_RATIO):
+def verdict(health: Health, *, late: bool = False) -> Literal["healthy", "narrow", "collapsed"]:
+    """One word for the numbers, by the thresholds of this module. late: in a run's second half."""
+    if health.effective_rank < COLLAPSED_RANK or health.std_ratio < ONE_POINT_STD_RATIO:
         return "collapsed"
-    if health.std_ratio < COLLAPSED_STD_RATIO:
-        wider = before is not None and health.std_ratio > OPENING_GROWTH * before.std_ratio
-        opening = wider or health.view_ratio < OPENING_VIEW_RATIO
-        return "narrow" if opening and health.std_ratio > OPENING_STD_RATIO else "collapsed"
+    if late and (health.std_ratio < COLLAPSED_STD_RATIO or health.view_ratio > COLLAPSED_VIEW_RATIO):
+        return "collapsed"
     if health.std_ratio < NARROW_STD_RATIO or health.effective_rank < NARROW_RANK:
         return "narrow"
     return "healthy"

@@ -69,8 +69,6 @@ class HoldOut:
         self._bank = bank
         self._bank_rows = torch.linspace(0, len(bank.source) - 1, min(1024, len(bank.source))).long().unique()
         self._classifier = classifier
-        self.before: Health | None = None
-        """What the look before found; a resumed run restores it."""
         self._labelled = bool((held.labels >= 0).any() and (bank.labels >= 0).any())
 
     @torch.no_grad()
@@ -85,9 +83,7 @@ class HoldOut:
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
             found = health(z1, z2)
-            word = verdict(found, self.before, late=late)
-            self.before = found
-            return Probe(step, found, word, *(self._scores(method) if self._labelled else (None, None)))
+            return Probe(step, found, verdict(found, late=late), *(self._scores(method) if self._labelled else (None, None)))
         finally:
             method.train(training)
 

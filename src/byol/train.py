@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from byol import checkpoint, rng
 from byol.convolution import use_matrix_products
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import Source
-from byol.diagnose import Health
 from byol.encoder import Encoder, EncoderSpec, initialize
 from byol.export import parameter_count, save_backbone, start_from
 from byol.methods import Method, Out, get, wanted
@@ -260,8 +259,6 @@ class Training:
         run = self.run
         start = self._restore() if resume else 0
         metrics = _Metrics(self.directory, start)
-        if self.hold_out is not None and (last := metrics.last("held_out/view_ratio")):
-            self.hold_out.before = Health(**{f.name: last[f"held_out/{f.name}"] for f in fields(Health)})
         seconds = (metrics.last("seconds") or {"seconds": 0.0})["seconds"]
         collapsed = int(start > 0 and (metrics.last("held_out/verdict") or {}).get("held_out/verdict") == "collapsed")
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
