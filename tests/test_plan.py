@@ -31,6 +31,12 @@ def test_tau_lies_on_the_line_of_the_paper_s_presets(steps, tau):
     assert defaults.method_args["tau"] == pytest.approx(tau)
 
 
+@pytest.mark.parametrize(("steps", "tau"), [(380, 0.99), (20_000, 0.99), (50_000, 0.996), (1_000_000, 0.999)])
+def test_moco_s_keys_never_change_faster_than_its_paper_says_works(steps, tau):
+    defaults = get("moco").defaults(Situation(10_000, 32, 3, 128, steps))
+    assert defaults.method_args["tau"] == pytest.approx(tau)
+
+
 def test_the_learning_rate_grows_with_the_root_of_the_batch():
     small, large = (
         BYOL.defaults(Situation(10_000, 32, 3, images, 5000)).base_lr * images / 256 for images in (64, 256)

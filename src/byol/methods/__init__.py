@@ -64,7 +64,7 @@ class Situation:
         """Whether the images are small enough for smaller heads."""
         return self.image_size <= SMALL_IMAGE_PX
 
-    def decay(self, steps: float, *, slowest: float, fastest: float = 0.9) -> float:
+    def decay(self, steps: float, *, slowest: float, fastest: float) -> float:
         """A moving average's decay, 1 - steps / K: it remembers the same share of a run whatever the run's length."""
         return round(1 - min(max(steps / self.total_steps, 1 - slowest), 1 - fastest), 4)
 

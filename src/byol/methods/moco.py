@@ -42,8 +42,9 @@ class MoCo(Method):
                 "hidden": 512 if situation.small else 2048,
                 "out": 128,
                 "queue": length,
-                # 0.999 in a million steps, 0.99 in the CIFAR-10 demo's 20,000.
-                "tau": situation.decay(200, slowest=0.999),
+                # 0.999 in a million steps, 0.99 in the CIFAR-10 demo's 20,000. At 0.9 short runs collapse
+                # (docs/defaults.md): the keys of a queue must come from nearly one encoder.
+                "tau": situation.decay(200, slowest=0.999, fastest=0.99),
                 "temperature": 0.1 if situation.small else 0.2,
                 "symmetric": False,
                 # Statistics of one image are none.
@@ -57,15 +58,12 @@ class MoCo(Method):
         keys = situation.images_per_step * (2 if method_args.get("symmetric") else 1)
         if length < keys or length % keys:
             low = max(1, length // keys) * keys
-            near = f"{low} or {low + keys}"
-            raise ValueError(f"queue={length} is not a multiple of the {keys} keys of a step; use --set queue={near}")
-        if groups < 1 or situation.batch_size % groups or situation.batch_size // groups < 2:
-            fit = [g for g in range(1, situation.batch_size // 2 + 1) if situation.batch_size % g == 0]
-            near = ", ".join(map(str, fit[:8]))
-            raise ValueError(
-                f"groups={groups} does not divide a batch of {situation.batch_size} into parts of 2 and more; "
-                f"use --set groups= one of {near}"
-            )
+            near = f"use --set queue={low} or {low + keys}"
+            raise ValueError(f"queue={length} is not a multiple of the {keys} keys of a step; {near}")
+        size = situation.batch_size
+        if groups not in (fit := [g for g in range(1, size // 2 + 1) if size % g == 0]):
+            near = f"use --set groups= one of {', '.join(map(str, fit[:8]))}"
+            raise ValueError(f"groups={groups} does not divide a batch of {size} into parts of 2 and more; {near}")
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ class MoCoV3(Method):
 
     @classmethod
     def defaults(cls, situation: Situation) -> Defaults:
-        tau = situation.decay(375, slowest=0.996)
+        tau = situation.decay(375, slowest=0.996, fastest=0.9)
         args = {"hidden": 1024 if situation.small else 4096, "out": 256, "tau": tau}
         return adamw(situation, args | {"temperature": 0.2 if situation.small else 1.0})
 
