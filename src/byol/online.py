@@ -83,7 +83,9 @@ class HoldOut:
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
             found = health(z1, z2)
-            return Probe(step, found, verdict(found, late=late), *(self._scores(method) if self._labelled else (None, None)))
+            return Probe(
+                step, found, verdict(found, late=late), *(self._scores(method) if self._labelled else (None, None))
+            )
         finally:
             method.train(training)
 
