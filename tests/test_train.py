@@ -151,6 +151,27 @@ def test_two_looks_in_a_row_count_across_a_stop(images, tmp_path, monkeypatch):
         pretrain(images, tmp_path / "run", resume=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc, which only Linux has")
+def test_the_peak_memory_is_the_process_s_own(tmp_path):
+    program = """
+import subprocess, sys
+if sys.argv[1:] == ["child"]:
+    from byol.train import process_memory
+    before = process_memory()
+    kept = b"x" * 2**28
+    print(before, process_memory())
+else:
+    kept = b"x" * 2**31
+    subprocess.run([sys.executable, sys.argv[0], "child"], check=True)
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program, "utf-8")
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 2**26 < before < 2**31
+    assert 2**27 < after - before < 2**28 + 2**26
+
+
 def test_nothing_random_is_drawn_from_global_state(images, tmp_path):
     torch.manual_seed(123)
     before = torch.get_rng_state()

@@ -46,6 +46,19 @@ _FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 LOG_EVERY_STEPS = 10
 
 
+def process_memory() -> int | None:
+    """The most memory this process has had resident, bytes; None where nobody knows."""
+    if sys.platform == "linux":
+        # Not getrusage: there, a process that another one started begins with the other's peak.
+        status = Path("/proc/self/status").read_text("utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 class TrainingStopped(RuntimeError):
     """Training ended early for a reason a person should read; what was written stays usable."""
 
@@ -344,11 +357,7 @@ class Training:
         """The most memory taken so far, bytes: of the device's own, else of this process; None where nobody knows."""
         if self.fabric.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.fabric.device)
-        try:
-            import resource
-        except ImportError:  # Windows
-            return None
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return process_memory()
 
     def save(self, step: int) -> None:
         checkpoint.save(self.directory / "checkpoints", step, self.networks, self.optimizer)
