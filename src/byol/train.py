@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import math
+import re
 import statistics
 import sys
 import time
@@ -48,10 +49,10 @@ LOG_EVERY_STEPS = 10
 
 def process_memory() -> int | None:
     """The most memory this process has had resident, bytes; None where nobody knows."""
-    if sys.platform == "linux":
-        # Not getrusage: there, a process that another one started begins with the other's peak.
-        status = Path("/proc/self/status").read_text("utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    # Where it is known, not getrusage: on Linux a process that another one started begins with the other's peak there.
+    with contextlib.suppress(OSError):
+        if own := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text("utf-8")):
+            return int(own[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
