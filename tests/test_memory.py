@@ -39,7 +39,7 @@ def test_keys_stand_in_order_and_the_oldest_is_overwritten_first():
 def test_a_queue_refuses_what_does_not_divide_its_length(count):
     queue = Queue(3, 6)
     before = queue.keys.clone()
-    with pytest.raises(ValueError, match=f"a queue of 6 keys does not take {count} at a time"):
+    with pytest.raises(ValueError, match=f"queue=6 is not a multiple of the {count} keys of a step"):
         queue.enqueue(keys_of(*range(count)))
     assert torch.equal(queue.keys, before)
     assert queue.pointer.item() == 0

@@ -26,10 +26,17 @@ class Queue(nn.Module):
     def enqueue(self, keys: Tensor) -> None:
         """keys: [B, dim], rows of length 1, the same in every process; B divides the length."""
         length, start = self.keys.shape[1], int(self.pointer)
-        if length % len(keys):
-            raise ValueError(f"a queue of {length} keys does not take {len(keys)} at a time; use a multiple of those")
+        check_queue(length, len(keys))
         self.keys[:, start : start + len(keys)] = keys.T.to(self.keys.dtype)
         self.pointer.fill_((start + len(keys)) % length)
+
+
+def check_queue(length: int, keys: int) -> None:
+    """ValueError where a queue of `length` keys does not take `keys` at a time."""
+    if length < keys or length % keys:
+        low = max(1, length // keys) * keys
+        near = f"use queue={low} or {low + keys}"
+        raise ValueError(f"queue={length} is not a multiple of the {keys} keys of a step; {near}")
 
 
 class Bank(nn.Module):

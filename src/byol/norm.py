@@ -100,6 +100,13 @@ def share(module: nn.Module, groups: int | None = None) -> nn.Module:
     return module
 
 
+def check_groups(groups: int, batch_size: int) -> None:
+    """ValueError where `groups` do not part a batch evenly. A part of one image has no batch statistics."""
+    if groups not in (fit := [g for g in range(1, batch_size // 2 + 1) if batch_size % g == 0]):
+        near = f"use groups= one of {', '.join(map(str, fit[:8]))}"
+        raise ValueError(f"groups={groups} does not divide a batch of {batch_size} into parts of 2 and more; {near}")
+
+
 def dealt(network: nn.Module, x: Tensor, ids: Tensor, key: Tensor) -> Tensor:
     """network(x), the images dealt to the groups of its batch norm by (key, id): not by row or process.
 

@@ -11,9 +11,9 @@ from byol import rng
 from byol.encoder import Encoder
 from byol.heads import mlp
 from byol.losses import info_nce, l2_normalize
-from byol.memory import Queue
+from byol.memory import Queue, check_queue
 from byol.methods import Defaults, Method, Out, Situation, adamw, check_decay, check_temperature, check_widths
-from byol.norm import dealt, share
+from byol.norm import check_groups, dealt, share
 from byol.parallel import gather, mean
 from byol.target import Target
 from byol.views.view import MOCO_V2
@@ -54,16 +54,9 @@ class MoCo(Method):
 
     @classmethod
     def check(cls, situation: Situation, **method_args: Any) -> None:
-        length, groups = method_args.get("queue", 65536), method_args.get("groups", 8)
         keys = situation.images_per_step * (2 if method_args.get("symmetric") else 1)
-        if length < keys or length % keys:
-            low = max(1, length // keys) * keys
-            near = f"use --set queue={low} or {low + keys}"
-            raise ValueError(f"queue={length} is not a multiple of the {keys} keys of a step; {near}")
-        size = situation.batch_size
-        if groups not in (fit := [g for g in range(1, size // 2 + 1) if size % g == 0]):
-            near = f"use --set groups= one of {', '.join(map(str, fit[:8]))}"
-            raise ValueError(f"groups={groups} does not divide a batch of {size} into parts of 2 and more; {near}")
+        check_queue(method_args.get("queue", 65536), keys)
+        check_groups(method_args.get("groups", 8), situation.batch_size)
 
     def __init__(
         self,
