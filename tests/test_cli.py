@@ -171,9 +171,10 @@ def test_views_of_a_few_images_are_drawn_for_any_method(run, images, tmp_path, a
     assert (tmp_path / "views.png").stat().st_size > 5000
 
 
-def test_what_is_given_beside_another_batch_is_not_moved(monkeypatch):
+def test_what_is_given_beside_another_batch_is_not_moved():
     options = cli._options(None, "digits_demo", ["tau=0.7", "batch_size=64"], steps=400)
     assert (options.batch_size, options.steps, options.method_args["tau"]) == (64, 400, 0.7)
+    assert [said.partition(" ")[0] for said in options.moved()] == ["batch", "learning", "weight", "warm-up"]
     assert options.warmup_steps == 400  # the recipe's 200, of twice the images
 
 

@@ -103,8 +103,7 @@ def test_another_batch_moves_the_whole_recipe(digits):
     # tau to the power of the batch's ratio (Busbridge et al. 2023): as much is forgotten an image.
     assert moved.method_args["tau"] == pytest.approx(0.996**0.25, abs=1e-6)
     assert (moved.epochs, moved.warmup_epochs) == (1000, 10)
-    assert "learning rate 3.2 -> 0.8 (linear rule)" in moved.moved
-    assert "tau 0.996 -> 0.998998" in moved.moved
+    assert moved.moved() == ["batch 4096 -> 1024", "learning rate 3.2 -> 0.8 (linear rule)", "tau 0.996 -> 0.998998"]
     assert recipe.at_batch(1024, accumulate=4) == replace(recipe, batch_size=1024, accumulate=4)
 
 
@@ -118,7 +117,7 @@ def test_adamw_moves_by_square_roots_and_steps_by_the_ratio(digits):
     assert (moved.steps, moved.warmup_steps) == (4400, 800)
     assert moved.method_args["tau"] == pytest.approx(0.9**ratio, abs=1e-6)
     run = plan(replace(moved, device="cpu"), *digits)
-    assert run.facts["moved"] == list(moved.moved)
+    assert run.facts["moved"] == moved.moved()
     assert run.facts["moved"][0] == "batch 128 -> 32"
     assert run.facts["moved"][-2:] == ["1,100 -> 4,400 steps", "warm-up 200 -> 800 steps"]
 
@@ -130,9 +129,22 @@ def test_a_batch_set_any_way_moves_a_recipe():
     assert Options().with_settings(["batch_size=64"]) == Options(batch_size=64)
 
 
-def test_batches_set_one_after_the_other_are_all_said():
-    moved = RECIPES["digits_demo"]().with_settings(["batch_size=64", "accumulate=4"])
-    assert [said for said in moved.moved if said.startswith("batch")] == ["batch 128 -> 64", "batch 64 -> 256"]
+def test_batches_set_one_after_the_other_are_said_as_one():
+    recipe = RECIPES["digits_demo"]()
+    assert recipe.with_settings(["batch_size=64", "accumulate=4"]).moved() == recipe.at_batch(64, 4).moved()
+    assert recipe.with_settings(["batch_size=64", "accumulate=2"]).moved() == []
+
+
+def test_what_was_set_over_another_batch_is_not_said_to_be_moved():
+    moved = RECIPES["digits_demo"]().at_batch(64)
+    names = ["batch", "learning", "weight", "tau", "1,100", "warm-up"]
+    assert [said.partition(" ")[0] for said in moved.moved()] == names
+    settings = ["base_lr=0.1", "weight_decay=0.2", "tau=0.7", "steps=5", "warmup_steps=1"]
+    for i in range(len(settings) + 1):
+        found = moved.with_settings(settings[:i]).moved()
+        assert [said.partition(" ")[0] for said in found] == ["batch", *names[i + 1 :]]
+    # Another method brings its own optimizer and arguments; data and length stay.
+    assert [said.partition(" ")[0] for said in moved.for_method("vicreg").moved()] == ["batch", "1,100"]
 
 
 def test_a_batch_of_nothing_is_refused_in_words():

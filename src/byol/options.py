@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from math import isclose
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,6 +15,17 @@ from byol.run import EncoderInit, Optimization, Optimizer, Precision, Stem
 from byol.views.view import View
 
 BATCH = ("batch_size", "accumulate")
+
+
+@dataclass(frozen=True)
+class Move:
+    """What another batch did to one setting. before, after: as shown in `words`; value: what the setting became."""
+
+    setting: str
+    value: float
+    before: float
+    after: float
+    words: str
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,7 @@ class Options:
     hold_out: float = 0.05
     init: str | None = None
     stop_on_collapse: bool = False
-    moved: tuple[str, ...] = ()
-    """What `at_batch` did, for people."""
+    moves: tuple[Move, ...] = ()
 
     @property
     def images_per_step(self) -> int | None:
@@ -109,26 +120,39 @@ class Options:
         if old is None or new < 1 or old == new:  # `checked` refuses less than 1
             return options
         ratio = new / old
-        said = []
+        moves = [Move("images_per_step", new, old, new, "batch {:g} -> {:g}")]
         if self.base_lr is not None:
             # base_lr is multiplied by the batch wherever it is used, which is the linear rule.
             rule, exponent = ("square root", 0.5) if self.optimizer in (None, "adamw") else ("linear", 1.0)
             base_lr = float(f"{self.base_lr * ratio ** (exponent - 1):.4g}")
             options = replace(options, base_lr=base_lr)
-            said.append(f"learning rate {self.base_lr * old / 256:.4g} -> {base_lr * new / 256:.4g} ({rule} rule)")
+            words = f"learning rate {{:.4g}} -> {{:.4g}} ({rule} rule)"
+            moves.append(Move("base_lr", base_lr, self.base_lr * old / 256, base_lr * new / 256, words))
             if exponent == 0.5 and self.weight_decay:
                 weight_decay = float(f"{self.weight_decay * ratio**0.5:.4g}")
                 options = replace(options, weight_decay=weight_decay)
-                said.append(f"weight decay {self.weight_decay:g} -> {weight_decay:g}")
+                words = "weight decay {:g} -> {:g}"
+                moves.append(Move("weight_decay", weight_decay, self.weight_decay, weight_decay, words))
         if "tau" in self.method_args:
-            tau = round(self.method_args["tau"] ** ratio, 6)
+            tau = round(self.method_args["tau"] ** ratio, 9)
             options = replace(options, method_args={**self.method_args, "tau": tau})
-            said.append(f"tau {self.method_args['tau']:g} -> {tau:g}")
+            moves.append(Move("tau", tau, self.method_args["tau"], tau, "tau {:g} -> {:g}"))
         for name, word in (("steps", ""), ("warmup_steps", "warm-up ")):
             if steps := getattr(self, name):
                 options = replace(options, **{name: round(steps / ratio)})
-                said.append(f"{word}{steps:,} -> {round(steps / ratio):,} steps")
-        return replace(options, moved=(*self.moved, f"batch {old} -> {new}", *said))
+                moves.append(Move(name, round(steps / ratio), steps, round(steps / ratio), word + "{:,} -> {:,} steps"))
+        began = {move.setting: move.before for move in self._standing()}
+        moves = [replace(move, before=began.get(move.setting, move.before)) for move in moves]
+        return replace(options, moves=tuple(moves))
+
+    def moved(self) -> list[str]:
+        """What another batch did, for people: of the settings that still stand as it left them."""
+        standing = self._standing()
+        return [m.words.format(m.before, m.after) for m in standing if not isclose(m.before, m.after, rel_tol=1e-3)]
+
+    def _standing(self) -> list[Move]:
+        now = {"images_per_step": self.images_per_step, **vars(self), **self.method_args}
+        return [move for move in self.moves if now.get(move.setting) == move.value]
 
     def for_method(self, method: str) -> Options:
         """The same data, network, views and length for another method, which brings its own arguments and optimizer."""
@@ -139,7 +163,7 @@ class Options:
         """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""
         options = self
         own = get_type_hints(Options)
-        for name in ("method", "method_args", "views", "view_changes", "moved"):  # set by ways of their own
+        for name in ("method", "method_args", "views", "view_changes", "moves"):  # set by ways of their own
             del own[name]
         of_view = {f"view.{name}": kind for name, kind in get_type_hints(View).items()}
         of_method = method_arguments(self.method)
