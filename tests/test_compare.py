@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from byol import compare as comparing
+from byol import pictures
 from byol.compare import Length, compare, contender, markdown, rows
 from byol.console import comparison_table
 from byol.evaluate.fewshot import mean_interval
@@ -47,6 +48,20 @@ def here(monkeypatch):
     return trained
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """(curves, title) of each plot."""
+
+    def comparison(curves, path, *, title):
+        found.append((curves, title))
+        draw(curves, path, title=title)
+
+    found: list[tuple[dict, str]] = []
+    draw = pictures.comparison
+    monkeypatch.setattr(pictures, "comparison", comparison)
+    return found
+
+
 def test_all_get_the_same_data_and_views_and_their_own_optimizer():
     byol, instdisc = (contender(name, COMMON).options for name in ("byol", "instdisc"))
     assert byol.views == (STRONG, GENTLE)
@@ -55,6 +70,11 @@ def test_all_get_the_same_data_and_views_and_their_own_optimizer():
         assert (options.backbone, options.batch_size) == ("resnet18", 16)
         assert options.optimizer is options.base_lr is options.warmup_steps is None
     assert contender("instdisc", COMMON, own_views=True).options.views is None
+    # A preset that holds nothing out would have no curve; what is said of it here counts.
+    preset = replace(COMMON, hold_out=0.0)
+    assert contender("byol", preset).options.hold_out == 0.05
+    assert contender("byol", preset, ["hold_out=0.0"]).options.hold_out == 0.0
+    assert contender("byol", replace(COMMON, hold_out=0.2)).options.hold_out == 0.2
     assert contender("random_target", COMMON).options.method_args == {"tau": 1.0, "target_init": "independent"}
     assert contender("supervised", COMMON).used_labels
     assert contender("byol", COMMON, ["view.flip=0.0"]).options.view_changes == {"flip": 0.0}
@@ -62,7 +82,7 @@ def test_all_get_the_same_data_and_views_and_their_own_optimizer():
         contender("vicreg", COMMON, ["tau=0.9"])
 
 
-def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here, monkeypatch):
+def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here, drawn, monkeypatch):
     scores = comparing._scores
     contenders = [contender(name, COMMON) for name in ("instdisc", "supervised")]
     lengths = {"steps": Length(steps=4)}
@@ -70,6 +90,14 @@ def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here
     result = compare(images, out, contenders, lengths, seeds=2)
     assert len(here) == 4
     assert (out / "steps.png").stat().st_size > 5000
+    ((curves, title),) = drawn
+    assert title == f"{images}: 4 steps each; kNN accuracy on held-out images"
+    for (label, runs), name in zip(curves.items(), ("instdisc", "supervised"), strict=True):
+        assert label == {"supervised": "supervised (labels)"}.get(name, name)
+        for seed, curve in enumerate(runs):
+            lines = map(json.loads, (out / f"steps/{name}-seed{seed}/metrics.jsonl").read_text().splitlines())
+            assert curve == [(line["seconds"], line["held_out/knn"]) for line in lines if "held_out/knn" in line]
+            assert len(curve) == 2
     table = result["tables"]["steps"]["rows"]
     for name in ("instdisc", "supervised"):
         for measure in ("knn", "linear", "fewshot", "images_per_second", "peak_memory_gib", "effective_rank"):
@@ -85,6 +113,12 @@ def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here
     text = (out / "compare.md").read_text("utf-8")
     assert text == markdown(result)
     assert "| supervised (labels) |" in text
+    for measure, digits in (("images_per_second", 0), ("peak_memory_gib", 2), ("effective_rank", 0), ("knn", 3)):
+        low, high = table["instdisc"][measure]["interval_95"]
+        cell = dict(rows(result, "steps"))["instdisc"][measure]
+        assert cell == f"{table['instdisc'][measure]['mean']:.{digits}f} +- {(high - low) / 2:.{digits}f}"
+        assert f" {cell} |" in text
+    assert "+-" not in dict(rows(result, "steps", ("knn",)))["instdisc"]["peak_memory_gib"]
     assert "| instdisc |" in text
 
     # An interrupted comparison does only what is missing; another one in its place is refused.
@@ -101,6 +135,19 @@ def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here
         compare(images, out, contenders, lengths, seeds=3, resume=True)
     with pytest.raises(ValueError, match="--resume"):
         compare(images, out, contenders, lengths, seeds=2)
+
+
+def test_without_labels_to_look_at_while_training_the_plot_has_the_ends(images, tmp_path, here, drawn):
+    with np.load(images) as given:
+        np.savez(tmp_path / "plain.npz", images=given["images"])
+    plain = str(tmp_path / "plain.npz")
+    result = compare(
+        plain, tmp_path / "out", [contender("simsiam", COMMON)], {"steps": Length(steps=3)}, seeds=2, labelled=images
+    )
+    found = result["tables"]["steps"]["rows"]["simsiam"]
+    ends = [[end] for end in zip(found["seconds"]["values"], found["knn"]["values"], strict=True)]
+    assert drawn == [({"simsiam": ends}, f"{plain}: 3 steps each; kNN accuracy on the test images")]
+    assert (tmp_path / "out/steps.png").stat().st_size > 5000
 
 
 def test_a_run_that_stops_is_named_and_the_others_go_on(images, tmp_path, monkeypatch):

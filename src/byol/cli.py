@@ -272,10 +272,12 @@ def compare(
         _print_json(result)
         return
     for length in lengths:
-        found = comparing.rows(result, length)
+        found = comparing.rows(result, length, intervals=comparing.ACCURACIES)
         stdout.print(comparison_table(comparing.title(result, length), comparing.MEASURES, found))
     drawn = ", ".join(f"{out}/{length}.png" for length in lengths)
-    note = "± is half the 95 % interval of the mean over seeds. " if seeds > 1 else ""
+    note = (
+        "± is half the 95 % interval of the mean over seeds; the other columns' are in the file. " if seeds > 1 else ""
+    )
     stdout.print(f"{note}Tables: {out}/compare.md; plots: {drawn}.")
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +39,7 @@ MEASURES = {
 }
 """What the table shows of each run, and its heading: top-1 accuracies, training's images/s, seconds and peak memory,
 and the effective rank of the features."""
+ACCURACIES = ("knn", "linear", "fewshot")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def contender(name: str, common: Options, settings: Sequence[str] = (), *, own_v
     if not own_views:
         views = tuple(islice(cycle(common.views or (BYOL_T, BYOL_T_PRIME)), len(method.views)))
     options = replace(common.for_method(recipe.method), method_args=recipe.method_args, views=views)
+    # The presets of the papers hold nothing out; without a look while training there is no curve, and no alarm.
+    options = replace(options, hold_out=common.hold_out or Options.hold_out)
     return Contender(name, options.with_settings(settings).checked(), uses_labels(method))
 
 
@@ -132,7 +135,9 @@ def compare(
         places = {c.name: [_place(out, length, c.name, seed) for seed in range(seeds)] for c in contenders}
         marked = {c.name: f"{c.name} (labels)" if c.used_labels else c.name for c in contenders}
         curves = {marked[n]: [_curve(r) for r in runs if (r / DESCRIPTION).is_file()] for n, runs in places.items()}
-        pictures.comparison(curves, out / f"{length}.png", title=f"{data}: {_words(asdict(how_long))}")
+        what = "held-out" if any(len(curve) > 1 for runs in curves.values() for curve in runs) else "the test"
+        words = f"{data}: {_words(asdict(how_long))}; kNN accuracy on {what} images"
+        pictures.comparison(curves, out / f"{length}.png", title=words)
     result = {
         **settings,
         "used_labels": [c.name for c in contenders if c.used_labels],
@@ -271,8 +276,13 @@ def _place(out: Path, length: str, name: str, seed: int) -> Path:
 
 
 def _curve(run: Path) -> list[tuple[float, float]]:
-    """(seconds of training, kNN on held-out images) over a run; empty without labels."""
-    return [(line["seconds"], line["held_out/knn"]) for line in _metrics(run) if "held_out/knn" in line]
+    """(seconds of training, kNN on held-out images) over a run; its end on the test images where none were held out,
+    or have no labels."""
+    lines = _metrics(run)
+    if looks := [(line["seconds"], line["held_out/knn"]) for line in lines if "held_out/knn" in line]:
+        return looks
+    found = _measures(json.loads((run / "evaluation.json").read_text("utf-8")), run)
+    return [(found["seconds"], found["knn"])]
 
 
 def _summary(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
@@ -289,8 +299,11 @@ def _words(length: dict[str, Any]) -> str:
     return f"{length['steps']:,} steps each" if length["steps"] else f"about {length['budget']:g} s each"
 
 
-def rows(result: dict[str, Any], length: str) -> list[tuple[str, dict[str, str]]]:
-    """(name, {measure: text}) of one table, the best few-shot mean first, the baselines last."""
+def rows(
+    result: dict[str, Any], length: str, intervals: Collection[str] = tuple(MEASURES)
+) -> list[tuple[str, dict[str, str]]]:
+    """(name, {measure: text}) of one table, the best few-shot mean first, the baselines last. intervals: the measures
+    to show with theirs."""
     table = result["tables"][length]["rows"]
 
     def score(name: str) -> float:
@@ -302,21 +315,21 @@ def rows(result: dict[str, Any], length: str) -> list[tuple[str, dict[str, str]]
         label = f"{name} (labels)" if name in result["used_labels"] else name
         missing = len(result["tables"][length]["failed"].get(name, ()))
         label += f" ({missing} of {result['seeds']} failed)" if missing else ""
-        found.append((label, _cells(table[name])))
-    return found + [(name, _cells(summary)) for name, summary in result["baselines"].items()]
+        found.append((label, _cells(table[name], intervals)))
+    return found + [(name, _cells(summary, intervals)) for name, summary in result["baselines"].items()]
 
 
-def _cells(summary: dict[str, Any]) -> dict[str, str]:
-    return {measure: _cell(summary[measure], measure) if measure in summary else "-" for measure in MEASURES}
+def _cells(summary: dict[str, Any], intervals: Collection[str]) -> dict[str, str]:
+    return {m: _cell(summary[m], m, interval=m in intervals) if m in summary else "-" for m in MEASURES}
 
 
-def _cell(found: dict[str, Any], measure: str) -> str:
-    digits = {"images_per_second": 0, "seconds": 0, "peak_memory_gib": 2, "effective_rank": 0}.get(measure, 3)
+def _cell(found: dict[str, Any], measure: str, *, interval: bool) -> str:
+    digits = 3 if measure in ACCURACIES else 2 if measure == "peak_memory_gib" else 0
     text = f"{found['mean']:.{digits}f}"
-    if found["interval_95"] is None or digits != 3:
+    if found["interval_95"] is None or not interval:
         return text
     low, high = found["interval_95"]
-    return f"{text} +- {(high - low) / 2:.3f}"
+    return f"{text} +- {(high - low) / 2:.{digits}f}"
 
 
 def title(result: dict[str, Any], length: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,11 @@ def results_chart(rows: list[tuple[str, dict[str, float]]], path: Path, *, title
 
 def comparison(curves: dict[str, list[list[tuple[float, float]]]], path: Path, *, title: str) -> None:
     """Quality against time: for each method the mean over its runs, and the runs faintly. curves: of each run,
-    (seconds of training, accuracy)."""
+    (seconds of training, accuracy), or its end alone."""
     from matplotlib import colormaps
+
+    def marker(points: Sized, dashed: bool = False) -> str:
+        return "o" if len(points) == 1 else "--" if dashed else "-"
 
     figure = _figure(8.2, 4.6)
     axis = figure.subplots()
@@ -111,12 +115,12 @@ def comparison(curves: dict[str, list[list[tuple[float, float]]]], path: Path, *
     for i, (name, runs) in enumerate((n, r) for n, r in curves.items() if any(r)):
         colour = colormaps["tab10"](i % 10)
         for run in runs:
-            axis.plot(*zip(*run, strict=True), color=colour, linewidth=0.7, alpha=0.3)
-        mean = mean_curve(runs)
-        (line,) = axis.plot(mean[:, 0], mean[:, 1], "-" if i < 10 else "--", color=colour, linewidth=2)
+            axis.plot(*zip(*run, strict=True), marker(run), color=colour, linewidth=0.7, alpha=0.3)
+        mean = mean_curve(runs) if len(runs[0]) > 1 else np.mean(runs, axis=0)
+        (line,) = axis.plot(mean[:, 0], mean[:, 1], marker(mean, dashed=i >= 10), color=colour, linewidth=2)
         drawn.append((float(mean[-1, 1]), name, line))
     axis.set_xlabel("seconds of training", fontsize=8, color=_FAINT)
-    axis.set_title(f"{title}; kNN accuracy on held-out images", fontsize=10.5, color=_INK, loc="left")
+    axis.set_title(title, fontsize=10.5, color=_INK, loc="left")
     _quiet(axis)
     drawn.sort(key=lambda each: -each[0])
     labels = [f"{name}  {accuracy:.3f}" for accuracy, name, _ in drawn]
