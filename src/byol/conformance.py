@@ -109,6 +109,8 @@ def check_gradients(name: str) -> None:
             assert bool(parameter.grad.isfinite().all()), f"{name}: the gradient of {part} is not finite"
         else:
             assert parameter.grad is None, f"{name}: a gradient reaches {part}, which is not trained"
+    learned = any(bool(p.grad.any()) for p in method.encoder.parameters() if p.grad is not None)
+    assert learned, f"{name}: the gradient of the encoder is zero"
     for part in dict(method.named_parameters()):
         if part.startswith("target."):
             assert not method.get_parameter(part).requires_grad, f"{name}: {part} is trained"

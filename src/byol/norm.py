@@ -25,7 +25,7 @@ class SharedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of torch's own)
         if not self.training:
             output = super().forward(input)
-        elif self.groups is not None:
+        elif self.groups not in (None, 1):
             output = self._in_groups(input)
         elif world_size() > 1:
             output = self._over_world(input)

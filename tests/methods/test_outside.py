@@ -1,12 +1,11 @@
 """Methods defined outside the package: the one of docs/add-a-method.md, and ones that break a promise."""
 
 import json
-import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from methods import outside
 
 from byol import conformance
 from byol.cli import main
@@ -15,23 +14,17 @@ from byol.methods import get, uses_labels
 from byol.names import method_arguments
 from byol.options import Options
 
-DOCS = Path(__file__).parents[2] / "docs/add-a-method.md"
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder to work in, with the method of the docs and some images."""
-    code = re.search(r"<!-- snippet: method -->\n```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL).group(1)
-    (tmp_path / "align_uniform.py").write_text(code, "utf-8")
+    outside.write(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 255, (60, 12, 12, 3)).astype(np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    sys.modules.pop("align_uniform", None)
-    sys.modules.pop("wrong", None)
-    get.cache_clear()
-    method_arguments.cache_clear()
+    outside.forget("wrong", "own")
 
 
 def command(monkeypatch, *arguments):
@@ -109,6 +102,7 @@ WRONG = {
     "an untrained part": ("        self.count = 0", "        self.spare = torch.nn.Linear(2, 2)", "spare"),
     "state changed in forward": (FIRST, f"        self.seen.add_(1)\n{FIRST}", "forward changes seen"),
     "state outside of buffers": (FIRST, f"        u1 = u1 * (1 + self.count)\n{FIRST}", "state dict"),
+    "a loss of nothing": (LOSS, "loss=0 * alignment", "encoder is zero"),
     "a loss that rises": (LOSS, "loss=2 * alignment.detach() - alignment", "goes from"),
     "defaults that nothing takes": ('"out": 128, "weight"', '"out": 128, "width": 3, "weight"', "width"),
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.multiprocessing as mp
+from methods import outside
 from methods.two_processes import DTYPES, VARIANTS, WORLD, jobs, measure, work
 
 # Of the largest gradient in float64; relative in float32.
@@ -13,8 +14,12 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 def ranks(tmp_path_factory):
     """What each of two processes found, all methods in one pair of processes."""
     folder = tmp_path_factory.mktemp("ranks")
+    outside.write(folder)
     mp.spawn(work, (str(folder / "store"), str(folder)), nprocs=WORLD)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+    outside.forget()
 
 
 def disagreement(found, expected, prefix):

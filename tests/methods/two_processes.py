@@ -1,11 +1,13 @@
 """What two real processes compute of each method's step, written to a file for the tests to compare."""
 
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from methods import outside
 from torch.nn.parallel import DistributedDataParallel
 
 from byol import conformance, parallel
@@ -18,8 +20,10 @@ VARIANTS = {  # name -> (method, arguments other than its defaults)
     **{name: (name, {}) for name in METHODS},
     "moco_v1": ("moco", {"hidden": None, "temperature": 0.07}),
     "moco_symmetric": ("moco", {"symmetric": True, "queue": 32}),
+    "moco_one_group": ("moco", {"groups": 1}),
     "moco_two_groups": ("moco", {"groups": 2}),
     "instdisc_nce": ("instdisc", {"negatives": 16}),
+    "from_outside": (outside.NAME, {}),
 }
 
 
@@ -80,6 +84,7 @@ def keep_own_gradient_only(ctx, *gradients):
 def work(rank, store, path):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    sys.path.insert(0, path)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     found = {key: measure(name, dtype, seeds=seeds) for key, (name, dtype, seeds) in jobs().items()}
     right = parallel._Gather.backward
