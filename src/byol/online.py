@@ -20,7 +20,7 @@ from byol.parallel import gather
 
 ADVICE = (
     "the embedding has collapsed: it no longer tells images apart. Try a lower --base-lr, a longer warm-up "
-    "(--set warmup_steps=N), a higher tau, or a larger batch; metrics.jsonl shows when it began"
+    "(--set warmup_steps=N), a larger batch, or, where there is one, a higher tau; metrics.jsonl shows when it began"
 )
 
 

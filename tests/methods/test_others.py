@@ -185,3 +185,28 @@ def test_a_loss_compares_images_where_the_method_says_so(name):
     else:
         assert loss_gap < 1e-12
         assert gradient_gap < 1e-10
+
+
+def test_two_halves_are_not_the_batch_where_labels_are_missing_or_nce_begins():
+    """The exceptions that docs/defaults.md names."""
+    halves = (slice(0, BATCH // 2), slice(BATCH // 2, BATCH))
+
+    def gap(method, given):
+        whole = forward(method, views, given).loss
+        parts = torch.stack([forward(method, *rows(views, given, half)).loss for half in halves])
+        return abs(whole - parts.mean()).item(), abs(whole - (parts * weights).sum()).item()
+
+    method = in_evaluation(small("supervised"))
+    views, given = batch(method)
+    given["labels"] = torch.where(torch.arange(BATCH) < BATCH - 2, torch.arange(BATCH) % 3, -1)
+    weights = torch.tensor([BATCH / 2, BATCH / 2 - 2], dtype=torch.float64) / (BATCH - 2)
+    plain, weighted = gap(method, given)
+    assert plain > 1e-4
+    assert weighted < 1e-12
+    assert gap(method, given | {"labels": torch.arange(BATCH) % 3})[0] < 1e-12
+
+    method = in_evaluation(small("instdisc", negatives=16))
+    views, given = batch(method)
+    assert gap(method, given)[0] > 1e-4
+    method.partition.fill_(50.0)
+    assert gap(method, given)[0] < 1e-12

@@ -1,7 +1,8 @@
 """The papers' recipes for ImageNet, and one for Imagenette: each says the number it should reach, and who says so.
 
 Linear evaluation's top-1 unless said. Where paper and released code disagree, these are the code's values; SimCLR v1 is
-the paper's, as the released commands are v2's. What is not exact is listed in docs/fidelity.md.
+the paper's but for the loss, which is the code's, as the released commands are v2's. What is not exact is listed in
+docs/fidelity.md.
 """
 
 from __future__ import annotations
