@@ -135,6 +135,10 @@ def test_batches_set_one_after_the_other_are_said_as_one():
     assert recipe.with_settings(["batch_size=64", "accumulate=2"]).moved() == []
 
 
+def test_a_move_is_said_however_small_it_looks():
+    assert "tau 0.999 -> 0.9995" in RECIPES["moco_v2_imagenet_200"]().at_batch(128).moved()
+
+
 def test_what_was_set_over_another_batch_is_not_said_to_be_moved():
     moved = RECIPES["digits_demo"]().at_batch(64)
     names = ["batch", "learning", "weight", "tau", "1,100", "warm-up"]

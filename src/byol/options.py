@@ -71,6 +71,7 @@ class Options:
     init: str | None = None
     stop_on_collapse: bool = False
     moves: tuple[Move, ...] = ()
+    """What `at_batch` did last; `moved` says it."""
 
     @property
     def images_per_step(self) -> int | None:
@@ -148,7 +149,7 @@ class Options:
     def moved(self) -> list[str]:
         """What another batch did, for people: of the settings that still stand as it left them."""
         standing = self._standing()
-        return [m.words.format(m.before, m.after) for m in standing if not isclose(m.before, m.after, rel_tol=1e-3)]
+        return [m.words.format(m.before, m.after) for m in standing if not isclose(m.before, m.after, rel_tol=1e-6)]
 
     def _standing(self) -> list[Move]:
         now = {"images_per_step": self.images_per_step, **vars(self), **self.method_args}
