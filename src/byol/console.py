@@ -115,7 +115,7 @@ def comparison_table(title: str, heads: dict[str, str], rows: list[tuple[str, di
     for head in heads.values():
         table.add_column(head, justify="right", no_wrap=True)
     for name, cells in rows:
-        table.add_row(name, *(re.sub(r"\b0\.", ".", cells[measure]).replace(" +- ", "±") for measure in heads))
+        table.add_row(name, *(re.sub(r"\b0\.(?=\d{3})", ".", cells[measure]).replace(" +- ", "±") for measure in heads))
     return table
 
 
