@@ -41,7 +41,7 @@ def from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels:
         classes = classes or class_names
     rows = pa.concat_tables(tables)
     starts = np.cumsum([0, *(len(table) for table in tables[:-1])])
-    listing = Rows(rows["encoded"], rows["path"], [file for file, _ in files], starts)
+    listing = Rows(rows["encoded"], rows["path"], [file for file, _ in files], starts, [path for _, path in files])
     labels = rows["label"].to_numpy().astype(np.int64)
     if classes is not None and labels.size and labels.max() >= len(classes):
         raise DataError(f"{shown(name)}: label {labels.max()} has no name in its metadata; correct one")
@@ -51,12 +51,16 @@ def from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Arrow columns: encoded (large_binary), paths (string). starts: the first row of each of `files`."""
+    """Arrow columns: encoded (large_binary), paths (string). starts: the first row of each of `files`.
+
+    tables: where each of `files` lies.
+    """
 
     encoded: Any
     paths: Any
     files: list[str]
     starts: np.ndarray
+    tables: list[Path]
 
     def header(self, position: int) -> tuple[int, int, int]:
         return header(self._bytes(position))
@@ -68,6 +72,24 @@ class Rows:
         file = int(np.searchsorted(self.starts, position, side="right")) - 1
         path = self.paths[position].as_py()
         return f"{self.files[file]} row {position - int(self.starts[file])}" + (f" ({path})" if path else "")
+
+    def columns(self) -> list[str]:
+        """The names of the columns of plain values that every file has."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schemas = [pq.read_schema(path) for path in self.tables]
+        common = set.intersection(*(set(schema.names) for schema in schemas))
+        binary = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
+        return [f.name for f in schemas[0] if f.name in common and not any(is_kind(f.type) for is_kind in binary)]
+
+    def column(self, name: str) -> list[str | None]:
+        """One of `columns`, as text, of every position in the listing; None where it is null."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        read = [pq.read_table(path, columns=[name])[name].cast(pa.string()) for path in self.tables]
+        return [value for column in read for value in column.to_pylist()]
 
     def _bytes(self, position: int) -> bytes:
         data = self.encoded[position].as_py()

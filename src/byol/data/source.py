@@ -42,6 +42,9 @@ class Source:
     channels: 1 or 3, of every image that `read` returns. height, width: of all if uniform, else medians.
     skipped: (id, name, reason) of each entry dropped. classes: the names of labels 0, 1, ... or None.
     has_test_part: whether `open_source(..., part="test")` finds something.
+    targets: [N, K] int8 aligned with ids, of images that may have several of K classes: 1 present, 0 absent, -1 if
+        unknown; or None. labels are None then. groups: [N] int64 aligned with ids: which images belong together (of
+        one patient, one video), numbers without meaning, -1 if unknown; or None.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Source:
     listing: Listing = field(repr=False)
     classes: tuple[str, ...] | None = None
     has_test_part: bool = False
+    targets: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,8 +69,10 @@ class Source:
     @property
     def num_classes(self) -> int:
         """How many classes the labels may name; 0 without labels, or with numbers that cannot be classes."""
-        if self.classes is not None or self.labels is None:
-            return len(self.classes or ())
+        if self.labels is None:
+            return 0
+        if self.classes is not None:
+            return len(self.classes)
         highest = int(self.labels.max(initial=-1)) + 1
         return highest if highest <= self.num_listed else 0
 
@@ -93,7 +100,17 @@ class Source:
             rows = np.unique(chosen.astype(np.int64))
             if len(rows) != chosen.size or (rows.size and not 0 <= rows[0] <= rows[-1] < len(self)):
                 raise ValueError(f"positions must be distinct and in 0..{len(self) - 1}")
-        return replace(self, ids=self.ids[rows], labels=None if self.labels is None else self.labels[rows])
+
+        def chosen_of(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            ids=self.ids[rows],
+            labels=chosen_of(self.labels),
+            targets=chosen_of(self.targets),
+            groups=chosen_of(self.groups),
+        )
 
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
