@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from byol.evaluate import fewshot, linear
+from byol.evaluate import fewshot, logistic
 from byol.evaluate.fewshot import draw_shots, fewshot_evaluation, mean_interval
-from byol.evaluate.linear import best_penalty, logistic_regression
+from byol.evaluate.linear import best_penalty
+from byol.evaluate.logistic import logistic_regression
 
 TWO = (0.1, 1.0)
 """Penalties to choose from: the default seven take longer and show no more."""
@@ -106,7 +107,7 @@ class Sealed:
 def test_test_data_are_read_after_the_last_fit(monkeypatch):
     monkeypatch.setattr(Sealed, "open", False)
     remaining = fewshot.VALIDATION_DRAWS * 2 + 4
-    original = linear._fit
+    original = logistic._fit
 
     def counted(*arguments):
         nonlocal remaining
@@ -114,7 +115,7 @@ def test_test_data_are_read_after_the_last_fit(monkeypatch):
         monkeypatch.setattr(Sealed, "open", remaining == 0)
         return original(*arguments)
 
-    monkeypatch.setattr(linear, "_fit", counted)
+    monkeypatch.setattr(logistic, "_fit", counted)
     test_x, test_y = clouds(seed=1)
     fewshot_evaluation(*clouds(), Sealed(test_x), Sealed(test_y), draws=4, penalties=TWO)
     assert remaining == 0
@@ -128,8 +129,7 @@ def test_penalty_is_chosen_on_images_that_no_classifier_of_the_choice_was_fitted
 
     def recorded(features, labels, penalties, **rest):
         fitted.update(features[:, 0])
-        path = original(features, labels, penalties, **rest)
-        return {penalty: Recorder(model) for penalty, model in path.items()}
+        return [(penalty, Recorder(model)) for penalty, model in original(features, labels, penalties, **rest)]
 
     class Recorder:
         converged = True

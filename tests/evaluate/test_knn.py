@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
 from byol.evaluate import knn
 from byol.evaluate.knn import weighted_knn
@@ -39,6 +41,20 @@ def test_equals_a_naive_loop(k, temperature):
     predictions = weighted_knn(bank, labels, queries, k=k, temperature=temperature)
     assert predictions.dtype == torch.int64
     assert predictions.tolist() == naive(bank, labels, queries, k, temperature).tolist()
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.5)])
+def test_equals_scikit_learn_s_vote_by_cosine_distance(k, temperature):
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 6, (400,), generator=generator)
+    centres = torch.randn(6, 10, generator=generator)
+    bank = 2 * (centres[labels] + 1.5 * torch.randn(400, 10, generator=generator))
+    queries = torch.randn(150, 10, generator=generator)
+    theirs = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / temperature)
+    ).fit(bank.double().numpy(), labels.numpy())
+    predictions = weighted_knn(bank, labels, queries, k=k, temperature=temperature)
+    assert predictions.tolist() == theirs.predict(queries.double().numpy()).tolist()
 
 
 def test_one_near_neighbour_outvotes_two_far_ones_at_low_temperature():

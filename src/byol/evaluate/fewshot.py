@@ -10,21 +10,31 @@ import numpy as np
 from scipy.special import stdtrit
 from torch import Tensor
 
-from byol.evaluate.linear import (
-    PENALTIES,
-    best_penalty,
-    labelled,
-    logistic_path,
-    logistic_regression,
-    standardisation,
-    stratified_split,
-)
+from byol.evaluate.linear import best_penalty, stratified_split
+from byol.evaluate.logistic import LinearClassifier, labelled, logistic_path, logistic_regression, standardisation
+
+PENALTIES = tuple(10.0**e for e in range(-5, 2))
+"""Penalties tried by default, 1e-5 to 10: those of `logistic_regression`, against the mean of the images' losses."""
 
 VALIDATION_SHARE = 0.2
 """Share of each class's training images on which the penalty is chosen."""
 
 VALIDATION_DRAWS = 5
 """Draws of labels over which a penalty's validation accuracy is averaged."""
+
+
+@dataclass(frozen=True, eq=False)
+class FewshotFit:
+    """What `fit_fewshot` found."""
+
+    models: tuple[LinearClassifier, ...]
+    """Of each draw."""
+    penalty: float
+    """The same for all draws."""
+    validation_accuracies: dict[float, float]
+    """Penalty -> mean accuracy on the validation part; empty where the penalty was given."""
+    converged: bool
+    """Whether every fit converged."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +69,47 @@ def fewshot_evaluation(
     penalty: float | None = None,
     penalties: Sequence[float] = PENALTIES,
 ) -> FewshotResult:
-    """Mean test accuracy of logistic regression on `shots` labelled images per class, over `draws` draws.
-
-    Features are standardised by the mean and std of all of train_x: labels are few, images are not. The
-    penalty is chosen once, before the draws: the training data are split class by class, classifiers are
-    fitted to VALIDATION_DRAWS draws from the larger part and scored on the other; on a tie the largest
-    penalty wins. That reads more labels than a draw holds: the result compares encoders and is not what
-    `shots` labels alone would give, unless `penalty` is given. The test data are read after all fits. Draws
-    depend on train_y, shots and seed alone, so encoders compare on the same ones.
+    """Mean test accuracy of `fit_fewshot`'s classifiers. The test data are read after all fits.
 
     train_x: [N, D], test_x: [N_test, D], floating. train_y: [N], test_y: [N_test], integer.
     """
     if draws < 2:
         raise ValueError(f"draws={draws} is not allowed; an interval needs 2 or more")
+    fit = fit_fewshot(train_x, train_y, shots=shots, draws=draws, seed=seed, penalty=penalty, penalties=penalties)
+    test_x, test_y = labelled(test_x, test_y)
+    accuracies = tuple(model.accuracy(test_x, test_y) for model in fit.models)
+    return FewshotResult(
+        accuracy=float(np.mean(accuracies)),
+        interval=mean_interval(accuracies),
+        accuracies=accuracies,
+        shots=shots,
+        penalty=fit.penalty,
+        validation_accuracies=fit.validation_accuracies,
+        converged=fit.converged,
+    )
+
+
+def fit_fewshot(
+    train_x: np.ndarray | Tensor,
+    train_y: np.ndarray | Tensor,
+    *,
+    shots: int = 5,
+    draws: int = 20,
+    seed: int = 0,
+    penalty: float | None = None,
+    penalties: Sequence[float] = PENALTIES,
+) -> FewshotFit:
+    """Logistic regression on `shots` labelled images per class, for each of `draws` draws of them.
+
+    Features are standardised by the mean and std of all of train_x: labels are few, images are not. The
+    penalty is chosen once, before the draws: the training data are split class by class, classifiers are
+    fitted to VALIDATION_DRAWS draws from the larger part and scored on the other; on a tie the largest
+    penalty wins. That reads more labels than a draw holds: the result compares encoders and is not what
+    `shots` labels alone would give, unless `penalty` is given. Draws depend on train_y, shots and seed alone,
+    so encoders compare on the same ones.
+
+    train_x: [N, D] floating. train_y: [N] integer.
+    """
     x, y = labelled(train_x, train_y)
     samples = draw_shots(y, shots, draws, np.random.default_rng([seed, 0]))
     statistics = standardisation(x)
@@ -84,24 +122,13 @@ def fewshot_evaluation(
         scores: dict[float, list[float]] = {}
         for sample in draw_shots(y[pool], shots, VALIDATION_DRAWS, generator):
             chosen = pool[sample]
-            for p, model in logistic_path(x[chosen], y[chosen], penalties, statistics=statistics).items():
+            for p, model in logistic_path(x[chosen], y[chosen], penalties, statistics=statistics):
                 scores.setdefault(p, []).append(model.accuracy(x[validation], y[validation]))
                 converged &= model.converged
         validation_accuracies = {p: float(np.mean(s)) for p, s in scores.items()}
         penalty = best_penalty(validation_accuracies)
-    models = [logistic_regression(x[s], y[s], penalty, statistics=statistics) for s in samples]
-
-    test_x, test_y = labelled(test_x, test_y)
-    accuracies = tuple(model.accuracy(test_x, test_y) for model in models)
-    return FewshotResult(
-        accuracy=float(np.mean(accuracies)),
-        interval=mean_interval(accuracies),
-        accuracies=accuracies,
-        shots=shots,
-        penalty=penalty,
-        validation_accuracies=validation_accuracies,
-        converged=converged and all(model.converged for model in models),
-    )
+    models = tuple(logistic_regression(x[s], y[s], penalty, statistics=statistics) for s in samples)
+    return FewshotFit(models, penalty, validation_accuracies, converged and all(model.converged for model in models))
 
 
 def draw_shots(y: np.ndarray, shots: int, draws: int, generator: np.random.Generator) -> np.ndarray:
