@@ -18,7 +18,6 @@ RAW_BATCH = 1024
 """Images that `raw_pixels` turns to float32 at a time."""
 
 
-@torch.no_grad()
 def extract(
     encoder: nn.Module,
     images: Tensor | Iterable[Tensor],
@@ -30,11 +29,41 @@ def extract(
     device: str | torch.device = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """The encoder's features of each image, [N, D] float32 on the CPU, in inference mode, in the given order.
+    """All of `stream_features` at once: [N, D] float32 on the CPU."""
+    features = list(
+        stream_features(
+            encoder,
+            images,
+            mean=mean,
+            std=std,
+            size=size,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+    )
+    if not features:
+        raise ValueError("there are no images to extract features from")
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def stream_features(
+    encoder: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: int | None,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Tensor]:
+    """The encoder's features of each image, [B, D] float32 on the CPU at a time, in inference mode, in the given order.
 
     images: [N, C, H, W] uint8, 0-255, or an iterable of such batches. Each goes through `evaluation_view`
     (unless size is None), then (x - mean) / std per channel, mean and std on the scale 0 to 1.
-    encoder: on `device`; gives [B, D]. Each of its modules has its training mode back afterwards.
+    encoder: on `device`; gives [B, D]. Each of its modules has its training mode back after the last batch.
     size: input height and width, px; None takes images as they are. batch_size: most images per forward pass.
     progress: called after each forward pass with its number of images.
     """
@@ -46,7 +75,6 @@ def extract(
         raise ValueError(f"std={list(std)} is not allowed; use positive numbers")
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
-    features = []
     try:
         for batch in _batches(images, batch_size):
             if not batch.shape[1] == len(shift) == len(scale):
@@ -60,15 +88,13 @@ def extract(
             y = encoder((x - shift) / scale)
             if y.ndim != 2:
                 raise ValueError(f"the encoder gives {list(y.shape)}; use one that pools its features to [B, D]")
-            features.append(y.float().cpu())
+            features = y.float().cpu()
             if progress is not None:
                 progress(len(batch))
+            yield features
     finally:
         for module, training in modes:
             module.training = training
-    if not features:
-        raise ValueError("there are no images to extract features from")
-    return torch.cat(features)
 
 
 def evaluation_view(images: Tensor, size: int) -> Tensor:
