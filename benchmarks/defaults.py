@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from byol.data.loader import load_pixels, split_hold_out
 from byol.data.open import open_source
 from byol.data.source import Source
 from byol.evaluate.features import extract
 from byol.evaluate.fewshot import fewshot_evaluation
+from byol.evaluate.images import evaluation_batches
+from byol.evaluate.labelled import labelled_of
+from byol.evaluate.labelled import load as load_part
 from byol.evaluate.linear import linear_evaluation
-from byol.evaluate.table import load_labelled
 from byol.experiments import cifar10_two_cores, digits_demo
 from byol.export import load
 from byol.options import Options
@@ -66,10 +69,11 @@ def scores(directory: Path, source: Source) -> dict[str, float]:
     for part in split_hold_out(source, SHARE, 0):
         assert part is not None and part.labels is not None
         part = part.subset(np.random.default_rng(0).permutation(len(part))[:MOST_FITTED])
-        images = load_labelled(part, encoder.spec.image_size)
+        images = load_part(labelled_of(part))
         mean, std = normalisation["mean"], normalisation["std"]
-        features.append(extract(encoder, images.images, mean=mean, std=std, size=None))
-        labels.append(images.labels)
+        batches = list(evaluation_batches(images.source, images.pixels, encoder.spec.image_size))
+        features.append(extract(encoder, (batch for _, batch in batches), mean=mean, std=std, size=None))
+        labels.append(torch.from_numpy(images.labels)[torch.cat([rows for rows, _ in batches])])
     (train_x, test_x), (train_y, test_y) = features, labels
     return {
         "few-shot": fewshot_evaluation(train_x, train_y, test_x, test_y).accuracy,

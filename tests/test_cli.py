@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from byol import cli, names
+from byol.evaluate.protocols import score_of
 from byol.experiments import RECIPES
 from byol.options import Options
 
@@ -67,6 +68,15 @@ WRONG = [
     (("compare", "digits", "--out", "OUT", "--set", "steps=100"), "--steps"),
     (("pretrian", "digits"), "`byol --help`"),
     (("views", "digits", "--out", "grid"), ".png"),
+    (("evaluate", "nowhere", "digits", "--protocol", "linaer"), "linear"),
+    (("evaluate", "nowhere", "digits", "--metric", "mAP"), "map"),
+    (("evaluate", "nowhere", "digits", "digits", "digits", "--metric", "map", "--metric", "top1"), "once for each"),
+    (("evaluate", "nowhere", "digits", "--labels", "a.csv", "--labels", "b.csv"), "nowhere"),
+    (("pretrain", "digits", "--out", "OUT", "--labels", "nowhere.csv"), "nowhere.csv"),
+    (("ablate", "collaps"), "collapse"),
+    (("ablate", "tau", "--data", "nowhere", "--out", "OUT"), "nowhere"),
+    (("ablate", "tau", "--out", "OUT", "--recipe", "simclr_cifar10"), "takes BYOL apart"),
+    (("ablate", "weight-decay", "--data", "tests", "--out", "OUT"), "--set weight_decay=0.002"),
 ]
 
 
@@ -210,9 +220,10 @@ def test_pretrain_evaluate_and_views_of_a_folder(run, images, tmp_path):
     assert code == 0, stderr
     found = json.loads(stdout)
     assert found == json.loads((out / "evaluation.json").read_text())
-    assert set(found["results"]["knn"]) == {"backbone", "raw pixels", "untrained"}
-    assert found["results"]["knn"]["raw pixels"]["k=20"] == 1.0
-    assert (out / "results.png").stat().st_size > 1000
+    assert set(found["rows"][0]["columns"]) == {"backbone", "raw pixels", "untrained"}
+    assert score_of(found, "knn", "raw pixels") == 1.0
+    for picture in found["pictures"]:
+        assert (out / picture).stat().st_size > 1000
 
     code, _, stderr = run("views", images, "--out", tmp_path / "views.png", "--images", 2)
     assert code == 0, stderr
@@ -224,7 +235,119 @@ def test_pretrain_evaluate_and_views_of_a_folder(run, images, tmp_path):
     assert "--resume" in stderr
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run of a few steps on coloured squares."""
+    from byol.pipeline import pretrain
+
+    folder = tmp_path_factory.mktemp("small")
+    generator = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    pixels = generator.integers(0, 90, (90, 16, 16, 3)) + (np.eye(3)[labels] * 160)[:, None, None, :]
+    np.savez(folder / "data.npz", images=pixels.astype(np.uint8), labels=labels)
+    np.save(folder / "plain.npy", pixels.astype(np.uint8))
+    options = Options(
+        backbone="resnet18",
+        backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+        steps=4,
+        batch_size=16,
+        method_args={"hidden": 16, "out": 8},
+    )
+    pretrain(str(folder / "data.npz"), folder / "run", options)
+    return folder
+
+
+@pytest.fixture
+def kept_nowhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("BYOL_CACHE", str(tmp_path / "cache"))
+
+
+def test_without_labels_what_needs_none_is_measured(run, small_run, kept_nowhere):
+    code, stdout, stderr = run("evaluate", small_run / "run", small_run / "plain.npy", "--suggest", 4, "--json")
+    assert code == 0, stderr
+    found = json.loads(stdout)
+    assert "rows" not in found
+    assert set(found["unlabelled"]) == {"backbone", "raw pixels", "untrained"}
+    assert len(set(found["suggested"])) == 4
+    assert (small_run / "run/suggested.csv").read_text().splitlines()[0] == "file,label"
+    assert "no labels" in stderr
+    code, _, stderr = run("evaluate", small_run / "run", small_run / "plain.npy", "--protocol", "knn")
+    assert code == 2 and "has no labels" in stderr and stderr.count("\n") == 1
+
+
+def test_a_file_gives_labels_and_groups_to_images_without(run, small_run, kept_nowhere, tmp_path):
+    rows = [f"{i},{'abc'[i % 3]},{i // 9}" for i in range(90)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,label,plate", *rows]))
+    asked = ("--protocol", "linear", "--labels", tmp_path / "labels.csv", "--groups", "plate", "--json")
+    code, stdout, stderr = run("evaluate", small_run / "run", small_run / "plain.npy", *asked)
+    assert code == 0, stderr
+    found = json.loads(stdout)
+    assert found["classes"] == ["a", "b", "c"]
+    assert found["groups"] * 9 == found["test_images"]
+    assert found["rows"][0]["columns"]["backbone"]["over"] == "groups"
+
+
+def test_several_sources_are_a_row_each_with_its_metric(run, small_run, kept_nowhere):
+    data = small_run / "data.npz"
+    asked = ("--metric", "top1", "--metric", "mean-per-class", "--baseline", "none")
+    code, stdout, stderr = run("evaluate", small_run / "run", data, data, *asked)
+    assert code == 0, stderr
+    assert "top-1 accuracy" in stdout and "mean per-class" in stdout
+    code, stdout, _ = run("evaluate", small_run / "run", data, data, *asked, "--json")
+    metrics = [(each["metric"], [row["protocol"] for row in each["rows"]]) for each in json.loads(stdout)["sources"]]
+    assert metrics == [("top1", ["linear"]), ("mean-per-class", ["linear"])]
+
+
+def test_rows_of_an_earlier_evaluation_stay_and_the_lists_used_are_written(run, small_run, kept_nowhere, tmp_path):
+    data, out = small_run / "data.npz", small_run / "run"
+    assert run("evaluate", out, data, "--protocol", "knn", "--json")[0] == 0
+    asked = ("--protocol", "semi", "--labels", "4", "--baseline", small_run / "run", "--json")
+    code, stdout, stderr = run("evaluate", out, data, *asked)
+    assert code == 0, stderr
+    found = json.loads(stdout)
+    assert [row["protocol"] for row in found["rows"]][-3:] == ["knn", "knn", "semi"]
+    assert set(found["rows"][-1]["columns"]) == {"backbone", "run", "supervised"}
+    lists = list((out / "evaluations").glob("*-4-seed0.txt"))
+    assert len(lists) == 1 and len(lists[0].read_text().splitlines()) == 12
+    # A list that was given says the same as the amount that made it.
+    code, stdout, _ = run("evaluate", out, data, "--protocol", "semi", "--labels", lists[0], "--json")
+    given = json.loads(stdout)["rows"][-1]["columns"]["backbone"]["score"]
+    assert given == found["rows"][-1]["columns"]["backbone"]["score"]
+
+
+def test_a_backbone_of_a_newer_format_or_without_weights_is_one_line(run, small_run, tmp_path):
+    import shutil
+
+    shutil.copytree(small_run / "run", tmp_path / "run")
+    about = json.loads((tmp_path / "run/backbone.json").read_text())
+    (tmp_path / "run/backbone.json").write_text(json.dumps({**about, "format": 99}))
+    code, _, stderr = run("evaluate", tmp_path / "run", small_run / "data.npz")
+    assert code == 2 and "format 99" in stderr and stderr.count("\n") == 1
+    (tmp_path / "run/backbone.json").write_text(json.dumps(about))
+    (tmp_path / "run/backbone.safetensors").unlink()
+    code, _, stderr = run("evaluate", tmp_path / "run", small_run / "data.npz")
+    assert code == 2 and "holds no backbone.safetensors" in stderr and stderr.count("\n") == 1
+
+
+def test_labels_that_are_too_few_are_one_line(run, small_run, tmp_path):
+    asked = (small_run / "run", small_run / "data.npz")
+    for more, says in (
+        (("--protocol", "semi", "--labels", "200"), "200 of each class are wanted"),
+        (("--protocol", "fewshot", "--shots", "50"), "few-shot needs 50"),
+        (("--baseline", "nowhere"), "nowhere"),
+        (("--groups", "plate"), "plate"),
+    ):
+        code, _, stderr = run("evaluate", *asked, *more, "--no-cache")
+        assert code == 2 and says in stderr.splitlines()[-1], stderr
+    np.savez(tmp_path / "one.npz", images=np.zeros((20, 16, 16, 3), np.uint8), labels=np.zeros(20, np.int64))
+    code, _, stderr = run("evaluate", small_run / "run", tmp_path / "one.npz", "--no-cache")
+    assert code == 2 and "one class" in stderr.splitlines()[-1]
+
+
 def test_the_lists_name_what_can_be_asked_for(run):
+    experiments = [line.partition(": ") for line in run("list", "experiments")[1].splitlines()]
+    assert {"bootstrap", "tau", "target", "collapse"} <= {name for name, _, _ in experiments}
+    assert all(said.endswith(".") for _, _, said in experiments)
     methods = [line.partition(": ") for line in run("list", "methods")[1].splitlines()]
     assert [name for name, _, _ in methods] == list(names.METHODS)
     assert all(said.endswith(".") for _, _, said in methods)

@@ -36,6 +36,7 @@ class Kind(StrEnum):
     methods = "methods"
     backbones = "backbones"
     recipes = "recipes"
+    experiments = "experiments"
 
 
 Data = Annotated[
@@ -50,6 +51,9 @@ Recipe = Annotated[str | None, typer.Option(help="A published recipe; see `byol 
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. tau=0.99, optimizer=lars, view.flip=0."),
+]
+Labels = Annotated[
+    str | None, typer.Option(metavar="FILE.csv", help="A .csv or .tsv file that names each image's label.")
 ]
 ImageSize = Annotated[int | None, typer.Option(min=8, help="Size of the views, px.")]
 
@@ -105,6 +109,7 @@ def pretrain(
     init: Annotated[
         str | None, typer.Option(metavar="RUN|FILE|timm:NAME.TAG", help="Weights the encoder starts from.")
     ] = None,
+    labels: Labels = None,
     hold_out: Annotated[
         float | None, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none. 0.05 by default.")
     ] = None,
@@ -133,6 +138,7 @@ def pretrain(
         precision=None if precision is None else precision.value,
         device=None if device is None else device.value,
         init=init,
+        labels=labels,
         hold_out=hold_out,
         stop_on_collapse=stop_on_collapse,
     )
@@ -157,41 +163,122 @@ def pretrain(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
-    data: Data,
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            help="Labelled data: a folder, a .parquet, .npy or .npz file, or `digits`. Several: one after the other.",
+            show_default=False,
+        ),
+    ],
     protocol: Annotated[
-        list[str] | None, typer.Option(help="knn, linear or fewshot; may be repeated. All by default.")
+        list[str] | None,
+        typer.Option(
+            help="knn, linear (L-BFGS), fewshot, linear-sgd, finetune, semi, transfer (linear, one row a source) or "
+            "views (no labels needed); may be repeated. By default knn, linear, fewshot and views."
+        ),
     ] = None,
     test: Annotated[str | None, typer.Option(help="Data to test on; else the test part of DATA, or a fifth.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A .csv or .tsv file that names each image's label; or, for --protocol semi, how many labels: 1%,10% "
+            "or a number per class, or a .txt list of images. May be repeated."
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN|REGEX",
+            help="What belongs together (a patient, a plate, a flight): a column of the labels, or a pattern in names.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="top1, mean-per-class, or map (11 points; for several labels an image): once, or for each DATA."
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="To stand beside it: supervised (from scratch on the same labels), another run, timm:NAME.TAG, or "
+            "NAME=FILE.safetensors; none leaves out raw pixels and the untrained network. May be repeated.",
+        ),
+    ] = None,
+    shots: Annotated[int, typer.Option(min=1, help="Labels per class in few-shot evaluation.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Of linear-sgd; 80 in the paper.")] = 80,
+    full_grid: Annotated[
+        bool, typer.Option("--full-grid", help="The papers' whole grids for finetune and semi.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Fits of linear-sgd, finetune and semi.")] = 1,
+    suggest: Annotated[int | None, typer.Option(min=1, help="Name so many images worth labelling first.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode large images.")] = 0,
+    device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no features for the next time.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run's backbone on labelled images.
+    """Measure a run's backbone on images, with labels or without.
 
     Raw pixels and the same network untrained stand beside it, under the same protocols.
     """
+    known = (*names.PROTOCOLS, "transfer", "views")
     for name in protocol or ():
-        if name not in names.PROTOCOLS:
-            _fail(names.unknown("protocol", name, names.PROTOCOLS))
+        if name not in known:
+            _fail(names.unknown("protocol", name, known))
+    for name in metric or ():
+        if name not in names.METRICS:
+            _fail(names.unknown("metric", name, names.METRICS))
+    if metric and len(metric) not in (1, len(data)):
+        _fail(f"--metric is given {len(metric)} times for {len(data)} sources; give it once, or once for each")
     if not (run / "backbone.json").is_file():
         _fail(f"{run} holds no backbone.json; is it the --out of a finished pretrain?")
-    for place in (data, test):
+    files = [each for each in labels or () if each.lower().endswith((".csv", ".tsv"))]
+    if len(files) > 1:
+        _fail(f"--labels names two label files, {files[0]} and {files[1]}; put them into one")
+    for place in (*data, test, *files):
         if place is not None:
             _must_exist(place)
-    from byol import pictures
-    from byol.console import Terminal, evaluation_table, stdout
-    from byol.pipeline import evaluate_run
+    from byol.console import Terminal, evaluation_tables, stdout
+    from byol.evaluate.cache import FeatureCache, default_directory
+    from byol.evaluate.protocols import Settings
+    from byol.evaluate.subsets import parse_amounts
+    from byol.pipeline import evaluate_sources
 
+    wanted = [each for each in labels or () if each not in files]
+    settings = Settings(
+        protocols=tuple(protocol or ()),
+        seed=seed,
+        seeds=seeds,
+        shots=shots,
+        epochs=epochs,
+        full_grid=full_grid,
+        workers=workers,
+        device=device.value if device is not None else None,
+        amounts=parse_amounts(",".join(wanted)) if wanted else Settings.amounts,
+    )
     with Terminal() as terminal:
-        found = evaluate_run(
-            run, data, test=test, protocols=tuple(protocol or names.PROTOCOLS), seed=seed, observer=terminal
+        found = evaluate_sources(
+            run,
+            data,
+            metrics=tuple(metric or ()),
+            test=test,
+            settings=settings,
+            labels=files[0] if files else None,
+            groups=groups,
+            baselines=tuple(baseline or ()),
+            suggest=suggest,
+            features=None if no_cache else FeatureCache(default_directory()),
+            observer=terminal,
         )
-    title = f"{run.name} on {data}" + (" (trained with labels)" if found.get("used_labels") else "")
-    pictures.results_chart(pictures.result_rows(found), run / "results.png", title=title)
     if as_json:
-        _print_json(found)
-    else:
-        stdout.print(evaluation_table(found))
-        stdout.print(f"Written to {run}/evaluation.json; picture: {run}/results.png.")
+        _print_json(found[0] if len(found) == 1 else {"sources": found})
+        return
+    for table in evaluation_tables(found):
+        stdout.print(table)
+    drawn = ", ".join(found[-1]["pictures"])
+    stdout.print(f"Written to {run}/evaluation.json" + (f"; pictures beside it: {drawn}." if drawn else "."))
 
 
 @app.command()
@@ -213,6 +300,7 @@ def compare(
     backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     labelled: Annotated[str | None, typer.Option(help="Labelled data to evaluate on; DATA itself by default.")] = None,
+    labels: Labels = None,
     test: Annotated[str | None, typer.Option(help="Data to test on; else the test part, or a fifth.")] = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out.")] = False,
@@ -242,6 +330,7 @@ def compare(
         batch_size=batch_size,
         image_size=image_size,
         backbone=backbone,
+        labels=labels,
         device=None if device is None else device.value,
     )
     seconds = None if budget is None and steps is not None else _seconds(budget or "5m")
@@ -282,6 +371,89 @@ def compare(
 
 
 @app.command()
+def ablate(
+    name: Annotated[str, typer.Argument(help="An experiment; see `byol list experiments`.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(help="A folder with one sub-folder a class, a .parquet or .npz file with labels, or `digits`."),
+    ] = "digits",
+    out: Annotated[Path, typer.Option("--out", help="Directory for runs and results; experiments share it.")] = Path(
+        "byol-ablate"
+    ),
+    recipe: Annotated[
+        str | None, typer.Option(help="What all runs share; digits_minute for `digits`. See `byol list recipes`.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of each run, in place of the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="The same in passes over the images.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm; intervals and verdicts need 2 and more.")] = 5,
+    backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,
+    image_size: ImageSize = None,
+    device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; by default one a core, or one a GPU.")
+    ] = None,
+    labels: Labels = None,
+    labelled: Annotated[
+        str | None, typer.Option(help="Labelled data to evaluate on; the data itself by default.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Data to test on; else the test part, or a fifth.")] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Print runs, claims and predicted time, and stop.")] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment of the BYOL paper: one thing changed at a time, beside the paper's numbers.
+
+    Results stand in OUT/runs.jsonl; the same command goes on where it was interrupted.
+    """
+    from byol.experiments.paper import EXPERIMENTS
+
+    if name not in EXPERIMENTS:
+        _fail(names.unknown("experiment", name, EXPERIMENTS))
+    recipe = recipe or ("digits_minute" if data == "digits" else None)
+    base = _options(
+        None,
+        recipe,
+        settings,
+        steps=steps,
+        epochs=epochs,
+        backbone=backbone,
+        image_size=image_size,
+        labels=labels,
+        device=None if device is None else device.value,
+    )
+    if base.method != "byol":
+        _fail(f"{recipe} is a recipe of {base.method}; an experiment takes BYOL apart")
+    make = EXPERIMENTS[name]
+    make(base)  # says what is missing
+    for place in (data, labelled, test):
+        if place is not None:
+            _must_exist(place)
+    from byol import ablate as ablating
+    from byol.console import Terminal, ablation_tables, plan_table, stdout
+
+    common: dict[str, Any] = {"seeds": seeds, "processes": processes, "labelled": labelled, "test": test}
+    if only_plan:
+        experiment, rows, left = ablating.prediction(make, data, out, base, **common)
+        if as_json:
+            keys = ("arm", "runs", "seconds_a_run", "done")
+            found = [dict(zip(keys, row, strict=True)) for row in rows]
+            _print_json({"claims": [c.words for c in experiment.claims], "runs": found, "seconds_left": left})
+            return
+        stdout.print(plan_table(experiment, rows, left))
+        return
+    with Terminal(plan=False) as terminal:
+        result = ablating.ablate(make, data, out, base, observer=terminal, **common)
+    if as_json:
+        _print_json(result)
+        return
+    for table in ablation_tables(result):
+        stdout.print(table)
+    stdout.print(f"Tables: {out}/{name}.md; plot: {out}/{name}.png; every run: {out}/{ablating.RECORD}.")
+    if result["failed"]:
+        stdout.print(f"{len(result['failed'])} runs failed; the same command tries them again.")
+
+
+@app.command()
 def views(
     data: Data,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("views.png"),
@@ -312,6 +484,11 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
         for name, recipe in RECIPES.items():
             first, _, _ = (recipe.__doc__ or "").partition("\n\n")
             typer.echo(f"{name}: {' '.join(first.split())}")
+    elif kind is Kind.experiments:
+        from byol.experiments.paper import EXPERIMENTS
+
+        for name, experiment in EXPERIMENTS.items():
+            typer.echo(f"{name}: {experiment.__doc__}")
     elif kind is Kind.methods:
         for name in names.METHODS:
             typer.echo(f"{name}: {names.method_summary(name)}")

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 import statistics
-import threading
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from byol import pictures
+from byol.apart import Apart
+from byol.evaluate.columns import BACKBONE, RAW_PIXELS, UNTRAINED
 from byol.evaluate.fewshot import mean_interval
-from byol.evaluate.table import Labelled
+from byol.evaluate.labelled import Parts
+from byol.evaluate.protocols import score_of
 from byol.experiments import RECIPES
 from byol.export import DESCRIPTION
 from byol.methods import get, uses_labels
 from byol.options import Options
-from byol.pipeline import Observer, Silent, evaluate_run, open_for_training, open_labelled, pretrain
-from byol.plan import image_size, plan
+from byol.pipeline import Observer, Silent, evaluate_run, open_for_training, open_parts, pretrain
+from byol.plan import plan
 from byol.train import TrainingStopped
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 
@@ -124,11 +124,11 @@ def compare(
                     failed.setdefault(each.name, []).append(f"seed {seed}: {error}")
                     observer.say(f"{each.name}, seed {seed}: {error}")
                     continue
-                found = _evaluation(run, labelled or data, test, images, ("backbone",))
+                found = _evaluation(run, labelled or data, test, images, (BACKBONE,))
                 rows[each.name].append(_measures(found, run))
                 # The same for all methods of a seed: the images, and the network that they all start from.
                 if seed not in baselines:
-                    columns = ("untrained",) if baselines else ("raw pixels", "untrained")
+                    columns = (UNTRAINED,) if baselines else (RAW_PIXELS, UNTRAINED)
                     path = out / f"baselines-seed{seed}.json"
                     baselines[seed] = _baselines(run, labelled or data, test, images, columns, path)
         tables[length] = {"rows": {name: _summary(runs) for name, runs in rows.items()}, "failed": failed}
@@ -141,11 +141,11 @@ def compare(
     result = {
         **settings,
         "used_labels": [c.name for c in contenders if c.used_labels],
-        "train_images": len(images[0].labels),
-        "test_images": len(images[1].labels),
+        "train_images": len(images.train),
+        "test_images": len(images.open_test()),
         "baselines": {
             name: _summary([scores[name] for scores in baselines.values() if name in scores])
-            for name in ("raw pixels", "untrained")
+            for name in (RAW_PIXELS, UNTRAINED)
         },
         "tables": tables,
     }
@@ -177,25 +177,8 @@ def _train(data: str, run: Path, options: Options) -> None:
         return
     begun = (run / "run.json").is_file()
     run.parent.mkdir(parents=True, exist_ok=True)
-    _apart(_train_here, data, run, options, begun)
-
-
-def _apart(function: Callable[..., None], *arguments: Any) -> None:
-    """Call in a process of its own, which ends with this one, however this one ends."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
-        pool.submit(function, *arguments).result()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
+    with Apart() as process:
+        process.call(_train_here, data, run, options, begun)
 
 
 def _train_here(data: str, run: Path, options: Options, resume: bool) -> None:
@@ -205,57 +188,51 @@ def _train_here(data: str, run: Path, options: Options, resume: bool) -> None:
         pretrain(data, run, options, resume=resume, observer=terminal)
 
 
-def _prepared(
-    data: str, labelled: str, test: str | None, contenders: Sequence[Contender], observer: Observer
-) -> tuple[Labelled, Labelled]:
+def _prepared(data: str, labelled: str, test: str | None, contenders: Sequence[Contender], observer: Observer) -> Parts:
     """(training, test) images to evaluate on. ValueError where a contender cannot be trained, or none be evaluated."""
-    source, pixels = open_for_training(data, observer)
+    labels = contenders[0].options.labels
+    source, pixels = open_for_training(data, observer, labels)
     for each in contenders:
         try:
             plan(replace(each.options, epochs=None, steps=1, budget=None), source, pixels)
         except ValueError as error:
             raise ValueError(f"{each.name} cannot be compared: {error}") from None
     channels = source.channels if source.channels in (1, 3) else None
-    images = open_labelled(labelled, test, image_size=image_size(contenders[0].options, source), channels=channels)
-    if len(images[0].labels.unique()) < 2:
+    parts = open_parts(labelled, test, channels=channels, labels=labels)
+    if len(np.unique(parts.train.labels)) < 2:
         raise ValueError(f"{labelled} has labels of one class; comparing needs at least two")
-    return images
+    return parts
 
 
-def _evaluation(
-    run: Path, data: str, test: str | None, images: tuple[Labelled, Labelled], columns: tuple[str, ...]
-) -> dict[str, Any]:
+def _evaluation(run: Path, data: str, test: str | None, images: Parts, columns: tuple[str, ...]) -> dict[str, Any]:
     path = run / "evaluation.json"
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    return evaluate_run(run, data, test=test, observer=Silent(), labelled=images, columns=columns)
+    return evaluate_run(run, data, test=test, parts=images, columns=columns).found
 
 
 def _baselines(
-    run: Path, data: str, test: str | None, images: tuple[Labelled, Labelled], columns: tuple[str, ...], path: Path
+    run: Path, data: str, test: str | None, images: Parts, columns: tuple[str, ...], path: Path
 ) -> dict[str, dict[str, float]]:
     """Scores of raw pixels and of the untrained network of a run, kept in `path`."""
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    found = evaluate_run(run, data, test=test, observer=Silent(), labelled=images, columns=columns, write=False)
+    found = evaluate_run(run, data, test=test, parts=images, columns=columns, write=False).found
     scores = {column: _scores(found, column) for column in columns}
     path.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
     return scores
 
 
 def _scores(found: dict[str, Any], column: str) -> dict[str, float]:
-    results = found["results"]
-    scores = {"knn": results["knn"][column]["k=20"], "linear": results["linear"][column]["accuracy"]}
-    if "fewshot" in results:
-        scores["fewshot"] = results["fewshot"][column]["accuracy"]
-    return scores
+    scores = {measure: score_of(found, measure, column) for measure in ACCURACIES}
+    return {measure: score for measure, score in scores.items() if score is not None}
 
 
 def _measures(found: dict[str, Any], run: Path) -> dict[str, float]:
     lines = _metrics(run)
     rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
     measured = {
-        **_scores(found, "backbone"),
+        **_scores(found, BACKBONE),
         "effective_rank": found["effective_rank"],
         "images_per_second": statistics.median(rates),
         "seconds": max(line["seconds"] for line in lines if "seconds" in line),

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,7 +17,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from byol.ablate import MEASURES, percent, points
+from byol.evaluate.unlabelled import worth
+from byol.experiments.paper import Experiment
 from byol.online import ADVICE
+from byol.pipeline import duration
 from byol.run import Run
 from byol.train import Progress as Step
 
@@ -52,11 +56,11 @@ class Terminal:
         self._collapsed = False
 
     def __enter__(self) -> Terminal:
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._tasks:  # one that never began would print an empty line
+            self._bar.stop()
 
     def say(self, line: str) -> None:
         self._bar.console.print(line)
@@ -87,25 +91,146 @@ class Terminal:
             self._update("training", step.step, step.total_steps, "  ".join([*parts, self._word]))
 
     def _update(self, name: str, done: int, total: int, detail: str) -> None:
+        self._bar.start()
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total, detail=detail)
         self._bar.update(self._tasks[name], completed=done, detail=detail)
 
 
+METRICS = {"top1": "top-1 accuracy", "mean-per-class": "mean per-class accuracy", "map": "11-point mAP"}
+
+
+def evaluation_tables(found: list[dict[str, Any]]) -> list[Table | str]:
+    """All that was found: of one source a row a protocol, of several a row a source; then what needs no labels."""
+    shown: list[Table | str] = []
+    labelled = [each for each in found if "rows" in each]
+    if len(labelled) > 1:
+        shown.append(_transfer_table(labelled))
+    elif labelled:
+        shown += [evaluation_table(labelled[0]), *_differences(labelled[0]), *_beside(labelled[0])]
+    for each in labelled:
+        shown += [f"{each['data']}: {warning}" for warning in each["warnings"]]
+    for each in found:
+        if "unlabelled" in each:
+            shown.append(unlabelled_table(each))
+        if "suggested" in each:
+            names = each["suggested"]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            shown.append(f"Worth labelling first: {', '.join(names[:5])}{more}; suggested.csv and .png hold all.")
+    return shown
+
+
 def evaluation_table(found: dict[str, Any]) -> Table:
-    """Results as a table: a row a protocol, a column each for the backbone, raw pixels and the untrained network."""
+    """A row a protocol; a column each for the backbone and what stands beside it, and by how much it beats each."""
     table = Table(
         title=f"{found['test_images']:,} test images, {found['train_images']:,} labelled training images",
         title_justify="left",
+        caption="+- is half the 95 % interval, over test images or repeated fits"
+        + (", whole groups resampled" if found["groups"] else ""),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("top-1 accuracy")
-    names = list(next(iter(found["results"].values())))
+    table.add_column(METRICS[found["metric"]])
+    names = list(dict.fromkeys(name for row in found["rows"] for name in row["columns"]))
     for name in names:
         title = "backbone (used labels)" if name == "backbone" and found.get("used_labels") else name
         table.add_column(title, justify="right", style="bold" if name == "backbone" else "")
-    for label, row in evaluation_rows(found):
-        table.add_row(label, *(row[name] for name in names))
+    for row in found["rows"]:
+        cells = [_score(row["columns"][name]) if name in row["columns"] else "-" for name in names]
+        table.add_row(row["name"], *cells)
     return table
+
+
+def _differences(found: dict[str, Any]) -> list[Table]:
+    """By how much the first column beats each of the others."""
+    names = list(dict.fromkeys(name for row in found["rows"] for name in row["differences"]))
+    if not names:
+        return []
+    first = next(iter(found["rows"][0]["columns"]))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(f"{first} minus (paired)")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found["rows"]:
+        gains = row["differences"]
+        table.add_row(row["name"], *(_gain(gains[name]) if name in gains else "-" for name in names))
+    return [table]
+
+
+def _beside(found: dict[str, Any]) -> list[Table]:
+    """Of skewed classes, what accuracy hides."""
+    if not found["skewed"]:
+        return []
+    table = Table(title="The classes are of unequal size: beside accuracy", title_justify="left", box=box.SIMPLE_HEAD)
+    for head in ("backbone", "accuracy", "balanced accuracy", "macro-F1"):
+        table.add_column(head, justify="left" if head == "backbone" else "right")
+    for row in found["rows"]:
+        numbers = next(iter(row["columns"].values()))
+        if "macro_f1" in numbers:
+            table.add_row(row["name"], *(f"{numbers[m]:.3f}" for m in ("accuracy", "balanced_accuracy", "macro_f1")))
+    return [table]
+
+
+def _transfer_table(found: list[dict[str, Any]]) -> Table:
+    table = Table(
+        title="Transfer",
+        title_justify="left",
+        caption="+- is half the 95 % interval",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    names = list(dict.fromkeys(name for each in found for row in each["rows"] for name in row["columns"]))
+    for head in ("data", "protocol", "metric", *names):
+        table.add_column(head, justify="right" if head in names else "left")
+    for each in found:
+        for row in each["rows"]:
+            cells = [_score(row["columns"][name]) if name in row["columns"] else "-" for name in names]
+            table.add_row(each["data"], row["name"], METRICS[each["metric"]], *cells)
+    return table
+
+
+def unlabelled_table(found: dict[str, Any]) -> Table:
+    """Numbers that need no labels; docs/evaluation.md says what they are worth."""
+    columns = found["unlabelled"]
+    any_column = next(iter(columns.values()))
+    table = Table(
+        title=f"{found['data']}: without labels, {any_column['num_images']:,} images",
+        title_justify="left",
+        caption=f"view retrieval by chance: {any_column['chance']:.4f}; rank corr.: with kNN accuracy, over the "
+        "runs of docs/experiments.md",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right", style="bold" if name == "backbone" else "")
+    known = worth()
+    for data in known:
+        table.add_column(f"rank corr., {data}", justify="right")
+    rows = {
+        "view_retrieval": "view retrieval (higher is better)",
+        "effective_rank": "effective rank (higher)",
+        "alignment": "alignment (lower)",
+        "uniformity": "uniformity (lower)",
+    }
+    for key, head in rows.items():
+        digits = 1 if key == "effective_rank" else 3
+        cells = [f"{numbers[key]:.{digits}f}" for numbers in columns.values()]
+        correlations = [each.get(key) for each in known.values()]
+        cells += [f"{rho[0]:+.2f}" if rho else "-" for rho in correlations]
+        table.add_row(head, *cells)
+    return table
+
+
+def _score(numbers: dict[str, Any]) -> str:
+    low, high = numbers["interval_95"]
+    return f"{numbers['score']:.3f} +- {(high - low) / 2:.3f}"
+
+
+def _gain(difference: dict[str, Any]) -> str:
+    low, high = difference["interval_95"]
+    return f"{difference['difference']:+.3f} +- {(high - low) / 2:.3f}"
 
 
 def comparison_table(title: str, heads: dict[str, str], rows: list[tuple[str, dict[str, str]]]) -> Table:
@@ -119,20 +244,32 @@ def comparison_table(title: str, heads: dict[str, str], rows: list[tuple[str, di
     return table
 
 
-def evaluation_rows(found: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    """(protocol in words, {column: text}) for the terminal and the pictures."""
-    rows: list[tuple[str, dict[str, str]]] = []
-    for protocol, columns in found["results"].items():
-        if protocol == "knn":
-            for k in next(iter(columns.values())):
-                rows.append((f"kNN, {k}", {name: f"{r[k]:.3f}" for name, r in columns.items()}))
-        elif protocol == "linear":
-            rows.append(("linear, all labels", {name: f"{r['accuracy']:.3f}" for name, r in columns.items()}))
-        else:
-            shown = {
-                name: f"{r['accuracy']:.3f} +- {(r['interval_95'][1] - r['interval_95'][0]) / 2:.3f}"
-                for name, r in columns.items()
-            }
-            shots = next(iter(columns.values()))["shots"]
-            rows.append((f"few-shot, {shots} per class", shown))
-    return rows
+def plan_table(experiment: Experiment, rows: list[tuple[str, int, float, bool]], left: float) -> Group:
+    """What an experiment will do. rows: (arm, runs, seconds a run, done). left: seconds of training in all."""
+    table = Table(title=f"{experiment.name}: {experiment.question}", title_justify="left", box=box.SIMPLE_HEAD)
+    for head, right in (("run", False), ("seeds", True), ("training of each", True)):
+        table.add_column(head, justify="right" if right else "left")
+    for name, runs, seconds, done in rows:
+        table.add_row(name, str(runs), "done" if done else duration(seconds) if seconds else "-")
+    claims = "\n".join(f"  {claim.words}" for claim in experiment.claims) or "  no order"
+    text = f"Tested, each by its paired 95 % interval over seeds:\n{claims}"
+    return Group(table, text, f"About {duration(left)} of training are left, and the evaluations.")
+
+
+def ablation_tables(result: dict[str, Any]) -> list[Table]:
+    """The arms, and the verdicts on the claims."""
+    arms = Table(title=result["question"], title_justify="left", box=box.SIMPLE_HEAD)
+    arms.add_column("run")
+    for head in (*MEASURES.values(), "paper"):
+        arms.add_column(head, justify="right", no_wrap=True)
+    for arm in result["arms"]:
+        cells = (percent(arm["measures"].get(measure)) for measure in MEASURES)
+        arms.add_row(arm["name"], *cells, "-" if arm["paper"] is None else f"{arm['paper']:.1f}")
+    verdicts = Table(box=box.SIMPLE_HEAD)
+    verdicts.add_column("claim")
+    for head in ("points [95 %]", "paper", "verdict"):
+        verdicts.add_column(head, justify="right")
+    for each in result["verdicts"]:
+        theirs = "-" if each["paper"] is None else f"{each['paper']:+.1f}"
+        verdicts.add_row(each["words"], points(each).replace("[", "\\["), theirs, each["verdict"])
+    return [arms, verdicts] if result["verdicts"] else [arms]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from byol import pictures
+from byol.evaluate.protocols import Settings
 from byol.experiments import digits_demo
-from byol.pipeline import Observer, evaluate_run, pretrain, views_sheet
+from byol.pipeline import USUAL, Observer, evaluate_run, pretrain, views_sheet
 
 
 def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = No
         options = replace(options, steps=steps)
     run = pretrain("digits", out, options, observer=observer)
     views_sheet("digits", out / "views.png", options)
-    found = evaluate_run(out, "digits", observer=observer)
+    found = evaluate_run(out, "digits", settings=Settings(protocols=USUAL), observer=observer).found
     pictures.training_curves(out, out / "training.png")
     pictures.results_chart(
         pictures.result_rows(found),

@@ -16,6 +16,8 @@ from byol.run import Run
 
 WEIGHTS = "backbone.safetensors"
 DESCRIPTION = "backbone.json"
+FORMAT = 1
+"""Of backbone.json: raised when what it says changes its meaning."""
 
 
 def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> None:
@@ -28,6 +30,7 @@ def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> 
     temporary.replace(directory / WEIGHTS)
 
     description = {
+        "format": FORMAT,
         **encoder.spec.to_dict(),
         "feature_dim": encoder.dim,
         "padding": "symmetric (PyTorch), not TensorFlow's SAME",
@@ -45,11 +48,17 @@ def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> 
 
 
 def read_description(run_directory: Path) -> dict[str, Any]:
-    """backbone.json of a run. FileNotFoundError, in one line, where there is none."""
+    """backbone.json of a run. FileNotFoundError, in one line, where there is none; ValueError where a newer version of
+    this package wrote it."""
     path = run_directory / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"{run_directory} holds no {DESCRIPTION}; is it the --out of a finished pretrain?")
-    return json.loads(path.read_text("utf-8"))
+    description = json.loads(path.read_text("utf-8"))
+    if description.get("format", FORMAT) > FORMAT:
+        raise ValueError(
+            f"{path} has format {description['format']} and this version reads up to {FORMAT}; install a newer byol"
+        )
+    return description
 
 
 def spec_of(description: dict[str, Any]) -> EncoderSpec:
@@ -65,6 +74,8 @@ def load(run_directory: str | Path) -> Encoder:
 
     directory = Path(run_directory)
     encoder = Encoder(spec_of(read_description(directory)))
+    if not (directory / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; copy it there beside {DESCRIPTION}")
     encoder.model.load_state_dict(load_file(directory / WEIGHTS))
     return encoder.eval()
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 METHODS = ("byol", "simsiam", "barlow_twins", "vicreg", "simclr", "moco", "moco_v3", "instdisc", "supervised")
-PROTOCOLS = ("knn", "linear", "fewshot")
+PROTOCOLS = ("knn", "linear", "fewshot", "linear-sgd", "finetune", "semi")
+METRICS = ("top1", "mean-per-class", "map")
 PRETRAINED = "timm:"
 """What stands before the tag of weights that timm downloads."""
 

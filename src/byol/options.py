@@ -50,6 +50,7 @@ class Options:
     decay_all: bool | None = None
     bias_lr: float | None = None
     constant_lr: tuple[str, ...] | None = None
+    lr_scales: dict[str, float] | None = None
     final_lr: float | None = None
     lr_drops: tuple[float, ...] | None = None
     lr_in_momentum: bool | None = None
@@ -69,6 +70,8 @@ class Options:
     seed: int = 0
     hold_out: float = 0.05
     init: str | None = None
+    labels: str | None = None
+    """A file that names the images' labels."""
     stop_on_collapse: bool = False
     moves: tuple[Move, ...] = ()
     """What `at_batch` did last; `moved` says it."""
@@ -112,6 +115,10 @@ class Options:
                 raise ValueError(f"init={self.init!r} is not for backbone={self.backbone}; name one of the two")
         elif self.init is not None and not Path(self.init).exists():
             raise ValueError(f"init={self.init!r} does not exist; give a run, a .safetensors file, or timm:NAME.TAG")
+        if self.labels is not None and not Path(self.labels).is_file():
+            raise ValueError(
+                f"labels={self.labels!r} does not exist; give a .csv or .tsv file that names each image's label"
+            )
         return self
 
     def at_batch(self, batch_size: int, accumulate: int = 1) -> Options:

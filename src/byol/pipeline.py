@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
 import json
-from dataclasses import replace
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from byol import pictures
 from byol.data.decode import Unusable
+from byol.data.labels import with_groups, with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.open import open_source
 from byol.data.source import Source
-from byol.evaluate.table import (
-    COLUMNS,
-    PROTOCOLS,
-    Labelled,
-    evaluate,
-    load_labelled,
-    split_labelled,
-    with_classes_of,
-)
-from byol.export import load, read_description
+from byol.encoder import Encoder, EncoderSpec
+from byol.evaluate import scores
+from byol.evaluate.cache import FeatureCache
+from byol.evaluate.columns import BACKBONE, RAW_PIXELS, SUPERVISED, UNTRAINED, Column, backbone, raw_pixels, untrained
+from byol.evaluate.images import evaluation_images
+from byol.evaluate.knn import nearest
+from byol.evaluate.labelled import Labelled, Parts, apart, labelled_of, with_classes_of
+from byol.evaluate.labelled import load as load_part
+from byol.evaluate.protocols import Settings
+from byol.evaluate.subsets import write_list
+from byol.evaluate.suggest import suggest
+from byol.evaluate.table import Evaluated, all_features, evaluate, stronger_untrained
+from byol.evaluate.unlabelled import Numbers, unlabelled_numbers, view_pairs
+from byol.export import DESCRIPTION, load, read_description, start_from
 from byol.methods import uses_labels
-from byol.names import PRETRAINED
+from byol.names import PRETRAINED, backbones, split_tag, unknown
 from byol.options import Options
 from byol.plan import chosen_views, image_size, plan
 from byol.run import Run
 from byol.train import Progress, Training
-from byol.views.view import View, describe
+from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View, describe
+
+COLUMNS = (BACKBONE, RAW_PIXELS, UNTRAINED)
+USUAL = ("knn", "linear", "fewshot")
+"""Protocols where none was asked for: those that take minutes at most."""
+TEST_SHARE = 0.2
+"""Share of labelled images held out for testing where the data come without a test part."""
 
 
 class Observer(Protocol):
@@ -53,9 +72,11 @@ class Silent:
     def progress(self, progress: Progress) -> None: ...
 
 
-def open_for_training(data: str, observer: Observer) -> tuple[Source, Tensor | None]:
-    """The usable images of a source, and their pixels where they fit in memory."""
+def open_for_training(data: str, observer: Observer, labels: str | None = None) -> tuple[Source, Tensor | None]:
+    """The usable images of a source, and their pixels where they fit in memory. labels: a file that names them."""
     source = open_source(data, part="train")
+    if labels is not None:
+        source = with_labels(source, labels, say=observer.say)
     if not fits_memory(source):
         return source, None
     source, pixels, skipped = load_pixels(source, observer.loading)
@@ -85,13 +106,13 @@ def pretrain(
         if not (directory / "run.json").is_file():
             raise ValueError(f"{directory} holds no run.json to resume from; leave out --resume to start a run there")
         run = Run.read(directory / "run.json")
-        source, pixels = open_for_training(data, observer)
+        source, pixels = open_for_training(data, observer, run.labels)
         if source.fingerprint != run.facts["data_fingerprint"]:
             raise ValueError(f"{data} is not what this run began with ({run.data}); start a new run with another --out")
     else:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists already; choose another --out, or add --resume to go on with it")
-        source, pixels = open_for_training(data, observer)
+        source, pixels = open_for_training(data, observer, options.labels)
         # A budget of time becomes steps once the rate is known; until then one step stands for them.
         run = plan(replace(options, steps=1, budget=None) if options.budget else options, source, pixels)
     budget = None if resume else options.budget
@@ -165,6 +186,7 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
             f"{run.optimizer}, learning rate {run.peak_lr:.4g} (= {run.base_lr:g} x {run.images_per_step}/256), "
             f"weight decay {run.weight_decay:g}"
             + (f"; {' and '.join(run.constant_lr)} at a constant rate" if run.constant_lr else "")
+            + "".join(f"; {part} at {scale:g} times the rate" for part, scale in run.lr_scales.items())
             + (f"; biases and norms at {run.bias_lr:g} of the rate" if run.bias_lr != 1 else ""),
         ),
         ("precision", f"{run.precision} on {run.device}"),
@@ -243,15 +265,38 @@ def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8,
     return path
 
 
-def open_labelled(data: str, test: str | None, *, image_size: int, channels: int | None) -> tuple[Labelled, Labelled]:
-    """(training, test) images with labels. test: other data to test on; else the test part of `data`, or a fifth of it
-    where it has none. channels: that the encoder takes, where the source may choose."""
-    source = open_source(data, part="train", channels=channels)
-    train = load_labelled(source, image_size)
+def open_parts(
+    data: str,
+    test: str | None,
+    *,
+    channels: int | None,
+    labels: str | None = None,
+    groups: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Parts:
+    """Labelled training images, and test images that are read when they are asked for. test: other data to test on;
+    else the test part of `data`, or a fifth of it where it has none. channels: that the encoder takes, where the source
+    may choose. labels: a file that names them. groups: what images belong together, see `with_groups`."""
+
+    def prepared(source: Source) -> Source:
+        if labels is not None:
+            source = with_labels(source, labels, say=say)
+        if groups is not None:
+            source = with_groups(source, groups, labels)
+        return labelled_of(source)
+
+    opened = open_source(data, part="train", channels=channels)
+    source = prepared(opened)
+    name = test or data
     if test is None and not source.has_test_part:
-        return split_labelled(train)
-    tests = open_source(test or data, part="all" if test else "test", channels=source.channels)
-    return train, with_classes_of(train, load_labelled(tests, image_size), test or data)
+        fit, held = apart(source, TEST_SHARE, seed=0)
+        return Parts(load_part(source.subset(fit)), cache(lambda: load_part(source.subset(held))), name)
+
+    def open_test() -> Labelled:
+        found = prepared(open_source(name, part="all" if test else "test", channels=opened.channels))
+        return load_part(with_classes_of(source, found, name))
+
+    return Parts(load_part(source), cache(open_test), name)
 
 
 def evaluate_run(
@@ -259,39 +304,319 @@ def evaluate_run(
     data: str,
     *,
     test: str | None = None,
-    protocols: tuple[str, ...] = PROTOCOLS,
-    seed: int = 0,
-    observer: Observer,
-    labelled: tuple[Labelled, Labelled] | None = None,
+    settings: Settings | None = None,
+    labels: str | None = None,
+    groups: str | None = None,
+    baselines: tuple[str, ...] = (),
     columns: tuple[str, ...] = COLUMNS,
+    observer: Observer | None = None,
+    parts: Parts | None = None,
+    features: FeatureCache | None = None,
     write: bool = True,
-) -> dict[str, Any]:
-    """Evaluate a run's backbone on labelled data, beside its baselines; writes evaluation.json into the run (if write).
+) -> Evaluated:
+    """Evaluate a run's backbone on labelled data, beside what it must beat; keeps the result in the run (if write).
 
-    test: see `open_labelled`. labelled: what that gave, where it was called before. columns: of the table, to leave out
-    baselines.
+    test, labels, groups: see `open_parts`; parts: what that gave, where it was called before. columns: of the table, to
+    leave out baselines. baselines: further ones, see `baseline`, or "supervised", training from scratch on the labels.
+    features: where they are kept.
     """
-    encoder = load(run_directory)
+    observer = observer or Silent()
+    settings = settings or Settings()
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = replace(settings, device=device, flip=_flip(run_directory))
     description = read_description(run_directory)
+    encoder = load(run_directory)
     spec = encoder.spec
-    if labelled is None:
+    if parts is None:
         channels = spec.channels if spec.channels in (1, 3) else None
-        labelled = open_labelled(data, test, image_size=spec.image_size, channels=channels)
-    found = evaluate(
-        encoder,
-        *labelled,
-        mean=description["normalization"]["mean"],
-        std=description["normalization"]["std"],
-        protocols=protocols,
-        columns=columns,
-        seed=seed,
-        network_seed=description["seed"],
+        parts = open_parts(data, test, channels=channels, labels=labels, groups=groups, say=observer.say)
+    normalization = description["normalization"]
+    own = backbone(encoder, normalization["mean"], normalization["std"])
+    scratch = None
+    if UNTRAINED in columns:
+        observer.say("the untrained network")
+        scratch = stronger_untrained(spec, description["seed"], own, parts.train, settings, features)
+    found_columns = [own] if BACKBONE in columns else []
+    found_columns += [raw_pixels(spec.image_size, spec.channels)] if RAW_PIXELS in columns else []
+    found_columns += [scratch] if scratch is not None else []
+    found_columns += [baseline(name, own) for name in baselines if name != SUPERVISED]
+    if twice := [name for name, count in Counter(c.name for c in found_columns).items() if count > 1]:
+        raise ValueError(f"--baseline {twice[0]} is there twice; rename the directory of one")
+    evaluated = evaluate(
+        found_columns,
+        parts,
+        settings,
+        scratch=None if scratch is None else replace(scratch, name=SUPERVISED),
+        supervised=SUPERVISED in baselines,
+        cache=features,
         say=observer.say,
     )
     used = {"used_labels": True} if description.get("used_labels") else {}
-    found = {"run": str(run_directory), "data": data, "test": test, **used, **found}
+    about = {"run": str(run_directory), "data": data, "test": test, "labels_file": labels, "grouped_by": groups}
+    evaluated = replace(evaluated, found={**about, **used, **evaluated.found})
     if write:
-        temporary = run_directory / "evaluation.json.tmp"
-        temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-        temporary.replace(run_directory / "evaluation.json")
+        evaluated = replace(evaluated, found=_keep(run_directory, evaluated))
+    return evaluated
+
+
+def evaluate_sources(
+    run_directory: Path,
+    data: Sequence[str],
+    *,
+    settings: Settings,
+    metrics: tuple[str, ...] = (),
+    test: str | None = None,
+    labels: str | None = None,
+    groups: str | None = None,
+    baselines: tuple[str, ...] = (),
+    suggest: int | None = None,
+    features: FeatureCache | None = None,
+    observer: Observer | None = None,
+) -> list[dict[str, Any]]:
+    """What `byol evaluate` does: every protocol that was asked for on every source, with its pictures.
+
+    settings.protocols: none for the usual ones, which without labels are those that need none. metrics: one, or one a
+    source. suggest: how many images worth labelling to name.
+    """
+    observer = observer or Silent()
+    columns = (BACKBONE,) if "none" in baselines else COLUMNS
+    others = tuple(name for name in baselines if name != "none")
+    found = []
+    for i, place in enumerate(data):
+        if len(data) > 1:
+            observer.say(f"{i + 1} of {len(data)}: {place}")
+        chosen = settings.protocols or (("linear",) if len(data) > 1 else (*USUAL, "views"))
+        chosen = tuple(dict.fromkeys("linear" if name == "transfer" else name for name in chosen))
+        trained = tuple(name for name in chosen if name != "views")
+        if not settings.protocols and labels is None and not _has_labels(place):
+            observer.say(f"{place} has no labels: measured is what can be without")
+            trained = ()
+        result: dict[str, Any] = {"run": str(run_directory), "data": place}
+        drawn: list[str] = []
+        if trained:
+            metric = metrics[i if len(metrics) > 1 else 0] if metrics else settings.metric
+            evaluated = evaluate_run(
+                run_directory,
+                place,
+                test=test,
+                settings=replace(settings, protocols=trained, metric=metric),
+                labels=labels,
+                groups=groups,
+                baselines=others,
+                columns=columns,
+                observer=observer,
+                features=features,
+            )
+            result = evaluated.found
+            drawn += draw(evaluated, run_directory)
+        if "views" in chosen:
+            result["unlabelled"] = without_labels(run_directory, place, columns=columns, observer=observer)
+        if suggest is not None:
+            result["suggested"], sheet = worth_labelling(
+                run_directory, place, suggest, seed=settings.seed, features=features
+            )
+            drawn.append(sheet)
+        result["pictures"] = drawn
+        _write_evaluation(run_directory, result)
+        found.append(result)
     return found
+
+
+def _has_labels(data: str) -> bool:
+    source = open_source(data, part="train")
+    return source.labels is not None and bool((source.labels >= 0).any())
+
+
+def without_labels(
+    run_directory: Path, data: str, *, columns: tuple[str, ...] = COLUMNS, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Numbers that need no labels, of the backbone, raw pixels and the untrained network (the better one by view
+    retrieval): see `byol.evaluate.unlabelled`. The views are the run's own, drawn anew."""
+    observer = observer or Silent()
+    description, encoder = read_description(run_directory), load(run_directory)
+    spec, run = encoder.spec, Run.read(run_directory / "run.json")
+    source = open_source(data, part="train", channels=spec.channels if spec.channels in (1, 3) else None)
+    if source.has_test_part:  # images that a run on the training part never saw
+        source = open_source(data, part="test", channels=source.channels)
+    pixels = None
+    if fits_memory(source):
+        source, pixels, _ = load_pixels(source)
+    views = tuple(View(**fields) for fields in run.views)
+    rows, first, second = view_pairs(source, pixels, views, size=spec.image_size, seed=run.seed)
+    plain = evaluation_images(source, pixels, rows, spec.image_size)
+    normalization = description["normalization"]
+    own = backbone(encoder, normalization["mean"], normalization["std"])
+
+    def numbers(column: Column) -> Numbers:
+        observer.say(f"without labels: {column.name}")
+        return unlabelled_numbers(column.network, plain, first, second, normalization=column.normalization)
+
+    found: dict[str, Any] = {BACKBONE: asdict(numbers(own))} if BACKBONE in columns else {}
+    if RAW_PIXELS in columns:
+        found[RAW_PIXELS] = asdict(numbers(raw_pixels(spec.image_size, spec.channels)))
+    if UNTRAINED in columns:
+        both = [
+            numbers(replace(own, name=UNTRAINED, network=untrained(spec, description["seed"], last_scale=scale)))
+            for scale in (0, 1)
+        ]
+        found[UNTRAINED] = asdict(max(both, key=lambda each: each.view_retrieval))
+    return found
+
+
+def worth_labelling(
+    run_directory: Path, data: str, count: int, *, seed: int = 0, features: FeatureCache | None = None
+) -> tuple[list[str], str]:
+    """(names of `count` images worth labelling first, the picture of them): writes suggested.csv and .png."""
+    description, encoder = read_description(run_directory), load(run_directory)
+    source = open_source(
+        data, part="train", channels=encoder.spec.channels if encoder.spec.channels in (1, 3) else None
+    )
+    part = load_part(replace(source, labels=None, classes=()))
+    normalization = description["normalization"]
+    own = backbone(encoder, normalization["mean"], normalization["std"])
+    part, found = all_features([own], part, Settings(), features)
+    rows = suggest(found[own.name], count, seed=seed)
+    names = [part.source.name_of(int(part.source.ids[row])) for row in rows]
+    with (run_directory / "suggested.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label"])
+        writer.writerows([name, ""] for name in names)
+    images = [part.source.read(int(part.source.ids[row])) for row in rows[:100]]
+    title = f"{Path(data).name}: the images worth labelling first"
+    pictures.suggested_sheet(images, names[:100], run_directory / "suggested.png", title=title)
+    return names, "suggested.png"
+
+
+def draw(evaluated: Evaluated, run_directory: Path) -> list[str]:
+    """The pictures of an evaluation, into the run's directory; their names."""
+    found, test = evaluated.found, evaluated.test
+    title = f"{Path(found['run']).name} on {Path(found['data']).name}"
+    title += " (trained with labels)" if found.get("used_labels") else ""
+    pictures.results_chart(pictures.result_rows(found), run_directory / "results.png", title=title)
+    drawn = ["results.png"]
+    single = [(row, name) for row, name in evaluated.predictions if name == BACKBONE]
+    best = next((key for key in single if key[0].startswith("linear")), single[0] if single else None)
+    if best is not None and test.targets is None and evaluated.predictions[best].ndim == 1:
+        said, y = evaluated.predictions[best], test.labels
+        counts = scores.confusion(y, said, len(test.classes))
+        pictures.confusion_matrix(counts, test.classes, run_directory / "confusion.png", title=f"{title}: {best[0]}")
+        rows = []
+        for label, name in enumerate(test.classes):
+            of_class = said[y == label] == label
+            if len(of_class):
+                low, high = binomtest(int(of_class.sum()), len(of_class)).proportion_ci(method="wilson")
+                rows.append((name, float(of_class.mean()), float(low), float(high), len(of_class)))
+        other = evaluated.predictions.get((best[0], UNTRAINED))
+        baseline_scores = None
+        if other is not None:
+            baseline_scores = {
+                name: float((other[y == label] == label).mean())
+                for label, name in enumerate(test.classes)
+                if (y == label).any()
+            }
+        pictures.per_class(rows, run_directory / "per-class.png", title=f"{title}: {best[0]}", baseline=baseline_scores)
+        drawn += ["confusion.png", "per-class.png"]
+    if BACKBONE in evaluated.features:
+        _draw_neighbours(evaluated, run_directory / "neighbours.png", title)
+        drawn.append("neighbours.png")
+    curves: dict[str, list[tuple[int, float, float, float]]] = {}
+    for row in found["rows"]:
+        if row["protocol"] == "semi":
+            for name, numbers in row["columns"].items():
+                curves.setdefault(name, []).append((row["labels"], numbers["score"], *numbers["interval_95"]))
+    if any(len(points) > 1 for points in curves.values()):
+        ordered = {name: sorted(points) for name, points in curves.items()}
+        pictures.label_efficiency(ordered, run_directory / "labels.png", title=f"{title}: fine-tuned on few labels")
+        drawn.append("labels.png")
+    return drawn
+
+
+def _draw_neighbours(evaluated: Evaluated, path: Path, title: str) -> None:
+    """Some test images, and the training images whose features are nearest."""
+    train, test = evaluated.train, evaluated.test
+    rows = pictures.sample_rows(8, len(test)).numpy()
+    train_x, test_x = evaluated.features[BACKBONE]
+    _, neighbours = nearest(train_x, np.asarray(test_x[rows]), 8)
+
+    def image(part: Labelled, row: int) -> np.ndarray:
+        return part.source.read(int(part.source.ids[row]))
+
+    known = test.targets is None
+    pictures.neighbour_sheet(
+        [image(test, row) for row in rows],
+        [[image(train, int(n)) for n in near] for near in neighbours],
+        [
+            [bool(train.labels[int(n)] == test.labels[row]) for n in near]
+            for row, near in zip(rows, neighbours, strict=True)
+        ]
+        if known
+        else None,
+        [test.classes[test.labels[row]] if known else "" for row in rows],
+        path,
+        title=f"{title}: nearest training images",
+    )
+
+
+def baseline(name: str, like: Column) -> Column:
+    """A network to stand beside a backbone: a run, timm:NAME.TAG, or NAME=FILE.safetensors, a timm model with local
+    weights. like: the backbone, whose input size and, but for a run, normalisation it gets."""
+    if (Path(name) / DESCRIPTION).is_file():
+        about = read_description(Path(name))["normalization"]
+        return backbone(load(name), about["mean"], about["std"], Path(name).resolve().name)
+    assert isinstance(like.network, Encoder)
+    model, equals, file = name.partition("=")
+    if name.startswith(PRETRAINED):
+        model = split_tag(name)[0]
+    elif not equals:
+        raise ValueError(f"--baseline {name} is no run, timm:NAME.TAG, NAME=FILE.safetensors, supervised or none")
+    if model not in backbones():
+        raise ValueError(unknown("backbone", model, backbones()))
+    channels = like.network.spec.channels
+    encoder = start_from(Encoder(EncoderSpec(model, like.size, channels)), file if equals else name)
+    rgb = channels == 3
+    return Column(
+        model, encoder.eval(), Normalization(IMAGENET_MEAN, IMAGENET_STD) if rgb else like.normalization, like.size
+    )
+
+
+def _flip(run_directory: Path) -> float:
+    """Images of things that a mirror changes, such as letters, are not mirrored: where the run's own views are not."""
+    if not (run_directory / "run.json").is_file():
+        return View().flip
+    views = Run.read(run_directory / "run.json").views
+    return View().flip if any(view["flip"] > 0 for view in views) else 0.0
+
+
+def _keep(run_directory: Path, evaluated: Evaluated) -> dict[str, Any]:
+    """Write what was found, with the rows that earlier evaluations of the same kind found; returns all of it."""
+    found = evaluated.found
+    same = ("data", "test", "labels_file", "grouped_by", "metric", "seed", "format")
+    hashes = found["hashes"]
+    identity = [*(found[name] for name in same), hashes["columns"].get(BACKBONE), hashes["train"], hashes["test"]]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+    found["kept_as"] = f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(found['data']).name).strip('-')}-{digest}"
+    path = run_directory / "evaluations" / f"{found['kept_as']}.json"
+    if path.is_file():
+        before = json.loads(path.read_text("utf-8"))
+        new = {row["name"] for row in found["rows"]}
+        found["hashes"] = {**hashes, "columns": before["hashes"]["columns"] | hashes["columns"]}
+        found = {**before, **found, "rows": [r for r in before["rows"] if r["name"] not in new] + found["rows"]}
+    for name, rows in evaluated.lists.items():
+        source = evaluated.train.source
+        path.parent.mkdir(exist_ok=True)
+        listed = [source.name_of(int(i)) for i in source.ids[rows]]
+        write_list(path.with_name(f"{found['kept_as']}-{name}.txt"), listed)
+    _write_evaluation(run_directory, found)
+    return found
+
+
+def _write_evaluation(run_directory: Path, found: dict[str, Any]) -> None:
+    """evaluation.json, the last one, and a copy below evaluations/, where those of other data stay."""
+    places = [run_directory / "evaluation.json"]
+    if "kept_as" in found:
+        places.append(run_directory / "evaluations" / f"{found['kept_as']}.json")
+        places[-1].parent.mkdir(exist_ok=True)
+    for place in places:
+        temporary = place.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        temporary.replace(place)

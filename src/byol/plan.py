@@ -97,6 +97,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         checkpoint_every_steps=max(1, min(1000, steps // 10)),
         stop_on_collapse=options.stop_on_collapse,
         init=options.init,
+        labels=options.labels,
         facts=_facts(source, device, num_train) | ({"moved": moved} if (moved := options.moved()) else {}),
     )
 

@@ -32,6 +32,8 @@ class Optimization:
     """Learning rate of biases and normalisation parameters, as a multiple of the weights'."""
     constant_lr: tuple[str, ...] = ()
     """Parts of the method whose learning rate stays at its peak after the warm-up."""
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    """Parts of the method whose learning rate is a multiple of the others'."""
     final_lr: float = 0.0
     """Where the cosine ends, as a share of the peak."""
     lr_drops: tuple[float, ...] = ()
@@ -83,6 +85,8 @@ class Run(Optimization):
     stop_on_collapse: bool = False
     init: str | None = None
     """A run, a safetensors file or timm:NAME.TAG whose weights the encoder starts from."""
+    labels: str | None = None
+    """A file that named the images' labels."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What was found and not chosen: versions, the data's count and fingerprint, device, git commit."""
 

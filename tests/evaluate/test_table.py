@@ -1,34 +1,57 @@
-"""The table: a backbone beside raw pixels and itself untrained, with nothing chosen on test images."""
+"""The table: a backbone beside what it must beat, with nothing chosen on test images, and what numbers come with."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
+from byol.data.arrays import from_arrays
 from byol.data.loader import load_pixels
 from byol.data.open import open_source
 from byol.data.source import DataError
 from byol.encoder import Encoder, EncoderSpec
-from byol.evaluate.table import Labelled, evaluate, load_labelled, split_labelled, untrained, with_classes_of
+from byol.evaluate import protocols, table
+from byol.evaluate.cache import FeatureCache
+from byol.evaluate.columns import BACKBONE, RAW_PIXELS, SUPERVISED, UNTRAINED, backbone, raw_pixels, untrained
+from byol.evaluate.fewshot import mean_interval
+from byol.evaluate.labelled import Labelled, Parts, apart, labelled_of, load, with_classes_of
+from byol.evaluate.protocols import Settings, score_of
+from byol.evaluate.table import evaluate, stronger_untrained
 from byol.options import Options
 from byol.plan import plan
 from byol.train import build
 
 SPEC = EncoderSpec("resnet18", 12, 1, "3x3", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]})
+QUICK = Settings(protocols=("knn", "linear", "fewshot"), draws=4)
 
 
-def part(num, seed):
+def part(num, seed, *, groups=None, targets=None):
     """Images of three classes that differ in brightness, with noise."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num) % 3
-    images = torch.randint(0, 120, (num, 1, 12, 12), generator=generator) + labels[:, None, None, None] * 30
-    return Labelled(images.to(torch.uint8), labels, ("a", "b", "c"))
+    generator = np.random.default_rng(seed)
+    labels = np.arange(num) % 3
+    pixels = generator.integers(0, 120, (num, 12, 12, 1)) + labels[:, None, None, None] * 30
+    source = from_arrays("test", pixels.astype(np.uint8), labels.astype(np.int64), None, has_test_part=False)
+    source = replace(source, classes=("a", "b", "c"), groups=groups)
+    if targets is not None:
+        source = replace(source, labels=None, targets=targets)
+    return load(source)
+
+
+def columns(seed=3):
+    own = backbone(untrained(SPEC, seed, last_scale=1), (0.4,), (0.2,))
+    return [own, raw_pixels(12, 1), replace(own, name=UNTRAINED, network=untrained(SPEC, 0, last_scale=1))]
+
+
+def measured(train=None, test=None, settings=QUICK, **more):
+    train, test = train or part(90, 0), test or part(30, 1)
+    return evaluate(columns(), Parts(train, lambda: test, "test"), settings, **more)
 
 
 @pytest.fixture(scope="module")
-def found():
-    return evaluate(untrained(SPEC, 3, last_scale=1), part(90, 0), part(30, 1), mean=(0.4,), std=(0.2,))
+def evaluated():
+    return measured()
 
 
 def test_the_untrained_network_is_the_run_s_own_before_its_first_step():
@@ -49,65 +72,236 @@ def test_the_other_untrained_network_differs_in_the_last_scale_of_its_blocks_alo
     assert all(zero[name].abs().max() == 0 for name in different)
 
 
-def test_every_protocol_measures_the_backbone_and_both_baselines(found):
-    assert set(found["results"]) == {"knn", "linear", "fewshot"}
-    for columns in found["results"].values():
-        assert set(columns) == {"backbone", "raw pixels", "untrained"}
+def test_the_stronger_untrained_network_is_chosen_on_training_images(monkeypatch):
+    own = columns()[0]
+    scores = {0: 0.9, 1: 0.4}
+    order = iter((0, 1))
+    monkeypatch.setattr(table, "_validation_knn", lambda *_: scores[next(order)])
+    found = stronger_untrained(SPEC, 0, own, part(90, 0), QUICK, None)
+    assert dict(found.network.named_parameters())["model.layer1.0.bn2.weight"].abs().max() == 0
+
+
+def test_every_protocol_measures_every_column(evaluated):
+    rows = evaluated.found["rows"]
+    assert [row["protocol"] for row in rows] == ["knn", "knn", "linear", "fewshot"]
+    for row in rows:
+        assert set(row["columns"]) == {BACKBONE, RAW_PIXELS, UNTRAINED}
+        assert set(row["differences"]) == {RAW_PIXELS, UNTRAINED}
+        for name, difference in row["differences"].items():
+            gain = row["columns"][BACKBONE]["score"] - row["columns"][name]["score"]
+            assert difference["difference"] == pytest.approx(gain)
+            assert difference["interval_95"][0] <= gain <= difference["interval_95"][1]
     # The backbone here is untrained too, of another seed: alike, and far from chance, as brightness tells the classes.
-    assert found["results"]["linear"]["backbone"]["accuracy"] > 0.6
+    assert score_of(evaluated.found, "linear", BACKBONE) > 0.6
 
 
-def test_test_images_choose_nothing(found):
-    test = part(30, 1)
-    wrong = replace(test, labels=(test.labels + 1) % 3)
-    again = evaluate(untrained(SPEC, 3, last_scale=1), part(90, 0), wrong, mean=(0.4,), std=(0.2,))
-    assert again["untrained_last_bn_scale"] == found["untrained_last_bn_scale"]
-    for name, result in again["results"]["linear"].items():
-        before = found["results"]["linear"][name]
-        assert result["accuracy"] != before["accuracy"]
-        assert {k: v for k, v in result.items() if k != "accuracy"} == {
-            k: v for k, v in before.items() if k != "accuracy"
-        }
+def test_each_number_comes_with_what_it_takes_to_trust_it(evaluated):
+    found = evaluated.found
+    for row in found["rows"]:
+        assert row["about"] and row["labels"] > 0
+        for numbers in row["columns"].values():
+            low, high = numbers["interval_95"]
+            assert low <= numbers["score"] <= high
+            assert numbers["n"] == 30
+    few = next(row for row in found["rows"] if row["protocol"] == "fewshot")["columns"][BACKBONE]
+    assert few["over"] == "4 fits"
+    assert few["interval_95"] == pytest.approx(mean_interval(few["values"]))
+    contents = found["hashes"]["columns"]
+    assert len(set(contents.values())) == 3 and all(len(digest) == 64 for digest in contents.values())
+    assert found["hashes"]["train"] != found["hashes"]["test"]
+    other = replace(columns()[0], network=untrained(SPEC, 4, last_scale=1))
+    assert other.content() != contents[BACKBONE] == columns()[0].content()
 
 
-def test_the_same_evaluation_twice_gives_the_same_numbers(found):
-    assert evaluate(untrained(SPEC, 3, last_scale=1), part(90, 0), part(30, 1), mean=(0.4,), std=(0.2,)) == found
+def test_scores_are_the_predictions_own(evaluated):
+    y = evaluated.test.labels
+    for (row, name), said in evaluated.predictions.items():
+        numbers = next(r for r in evaluated.found["rows"] if r["name"] == row)["columns"][name]
+        assert numbers["score"] == pytest.approx((said == y).mean())
 
 
-def test_a_split_for_data_without_a_test_part_holds_a_fifth_of_each_class():
-    train, test = split_labelled(part(90, 0))
-    assert test.labels.bincount().tolist() == [6, 6, 6]
-    assert train.labels.bincount().tolist() == [24, 24, 24]
+class Guarded:
+    """Images that raise when they are read before `open`."""
+
+    def __init__(self, listing):
+        self.listing, self.open = listing, False
+
+    def read(self, position, channels):
+        assert self.open, "a test image was read too early"
+        return self.listing.read(position, channels)
+
+    def header(self, position):
+        return self.listing.header(position)
+
+    def name(self, position):
+        return self.listing.name(position)
+
+
+def test_test_images_are_read_after_the_last_choice(monkeypatch):
+    whole = part(30, 1)
+    guard = Guarded(whole.source.listing)
+    test = replace(whole, pixels=None, source=replace(whole.source, listing=guard))
+    everything = replace(
+        QUICK, protocols=("knn", "linear", "fewshot", "linear-sgd", "semi", "finetune"), epochs=1, amounts=(4,)
+    )
+    for grid in ("SEMI_SMALL", "TRANSFER_SMALL"):
+        short = getattr(protocols, grid)
+        short = replace(short, base_lrs=short.base_lrs[:2], weight_decays=(0.0,), lengths=(1,), unit="epochs")
+        monkeypatch.setattr(protocols, grid, short)
+    fits = protocols.fit_rows
+
+    def then_open(training):
+        rows = fits(training)
+        guard.open = True
+        return rows
+
+    scratch = replace(columns()[2], name=SUPERVISED)
+    with pytest.raises(AssertionError, match="read too early"):  # the guard guards
+        evaluate(columns(), Parts(part(90, 0), lambda: test, "test"), QUICK)
+    monkeypatch.setattr(table, "fit_rows", then_open)
+    parts = Parts(part(90, 0), lambda: test, "test")
+    found = evaluate(columns(), parts, everything, scratch=scratch, supervised=True).found
+    assert {row["protocol"] for row in found["rows"]} == set(everything.protocols)
+    by = {row["protocol"]: set(row["columns"]) for row in found["rows"]}
+    assert by["linear-sgd"] == {BACKBONE, RAW_PIXELS, UNTRAINED, SUPERVISED}
+    assert by["semi"] == by["finetune"] == {BACKBONE, SUPERVISED}
+
+
+def test_wrong_test_labels_change_no_choice(evaluated):
+    wrong = part(30, 1)
+    wrong = replace(wrong, source=replace(wrong.source, labels=(wrong.labels + 1) % 3))
+    again = measured(test=wrong)
+    assert again.found["hashes"] == evaluated.found["hashes"]
+    for before, after in zip(evaluated.found["rows"], again.found["rows"], strict=True):
+        for name in before["columns"]:
+            for fact in ("penalty", "validation", "converged"):
+                assert before["columns"][name].get(fact) == after["columns"][name].get(fact)
+    assert score_of(again.found, "linear", BACKBONE) != score_of(evaluated.found, "linear", BACKBONE)
+
+
+def test_the_same_evaluation_twice_gives_the_same_bits_with_a_cache_and_without(evaluated, tmp_path):
+    assert measured().found == evaluated.found
+    first = measured(cache=FeatureCache(tmp_path)).found
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == 6  # three columns, two parts
+    assert first == measured(cache=FeatureCache(tmp_path)).found == evaluated.found
+    assert sorted(tmp_path.iterdir()) == kept
+
+
+def test_unusable_images_count_for_nobody(tmp_path):
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(12):
+            pixels = generator.integers(0, 120, (160, 160, 3)) + (120 if label == "b" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / label / f"{i:02}.jpg")
+    whole = (tmp_path / "a" / "03.jpg").read_bytes()
+    (tmp_path / "a" / "03.jpg").write_bytes(whole[: len(whole) // 2])  # its header is whole
+    source = labelled_of(open_source(str(tmp_path)))
+    fit, held = apart(source, 0.25, seed=0)
+    spec = replace(SPEC, channels=3, image_size=32)
+    own = backbone(untrained(spec, 0, last_scale=1), (0.4,) * 3, (0.2,) * 3)
+    parts = Parts(load(source.subset(fit)), lambda: load(source.subset(held)), "test")
+    found = evaluate([own, raw_pixels(32, 3)], parts, replace(QUICK, protocols=("knn",))).found
+    assert found["train_images"] + found["test_images"] == 23
+
+
+def test_several_labels_an_image_are_scored_by_mean_average_precision():
+    def targets(num):
+        labels = np.arange(num) % 3
+        return np.stack([labels == 0, labels == 1, labels >= 1], axis=1).astype(np.int8)
+
+    train, test = part(90, 0, targets=targets(90)), part(30, 1, targets=targets(30))
+    found = measured(train, test).found
+    assert found["metric"] == "map"
+    assert [row["protocol"] for row in found["rows"]] == ["linear"]
+    assert score_of(found, "linear", RAW_PIXELS) > 0.6
+    with pytest.raises(DataError, match="several labels"):
+        measured(train, test, replace(QUICK, protocols=("knn",)))
+
+
+def test_groups_are_never_cut_and_widen_the_intervals(evaluated):
+    groups = np.arange(30) // 6
+    grouped = part(30, 1)
+    grouped = replace(grouped, source=replace(grouped.source, groups=groups))
+    fit, held = apart(grouped.source, 0.4, seed=0)
+    assert not set(groups[fit]) & set(groups[held]) and len(fit) + len(held) == 30
+    found = measured(test=grouped).found
+    assert found["groups"] == 5
+    assert found["rows"][0]["columns"][BACKBONE]["over"] == "groups"
+    assert (
+        found["rows"][0]["columns"][BACKBONE]["interval_95"]
+        != (evaluated.found["rows"][0]["columns"][BACKBONE]["interval_95"])
+    )
+
+
+def test_test_images_that_are_training_images_are_counted():
+    train = part(90, 0)
+    both = train.subset(np.arange(30))
+    found = measured(train, both).found
+    assert found["warnings"][0].startswith("30 of 30 test images are training images")
+    assert "nearly training images" in found["warnings"][1]
+    assert measured().found["warnings"] == []
+
+
+def test_skewed_classes_are_noticed():
+    train = part(90, 0)
+    few = train.subset(np.concatenate([np.flatnonzero(train.labels != 2), np.flatnonzero(train.labels == 2)[:8]]))
+    found = measured(few).found
+    assert found["skewed"] and not measured().found["skewed"]
+    numbers = found["rows"][0]["columns"][BACKBONE]
+    assert {"accuracy", "balanced_accuracy", "macro_f1"} <= set(numbers)
+
+
+def test_labels_that_cannot_feed_a_protocol_are_one_clear_line():
+    train, said = part(90, 0), []
+    few = train.subset(np.arange(11))
+    settings = replace(QUICK, protocols=("knn", "fewshot"))
+    found = measured(few, settings=settings, say=said.append).found
+    assert {row["protocol"] for row in found["rows"]} == {"knn"}
+    assert "few-shot is left out: class 'c' has 3 training images" in said[0]
+    with pytest.raises(DataError, match="use --shots 3"):
+        measured(few, settings=replace(QUICK, protocols=("fewshot",)))
+    with pytest.raises(DataError, match="one class"):
+        measured(train.subset(np.flatnonzero(train.labels == 1)))
 
 
 def test_data_without_labels_cannot_be_evaluated(tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((4, 12, 12, 3), np.uint8))
     with pytest.raises(DataError, match="no labels"):
-        load_labelled(open_source(tmp_path / "images.npy"), 12)
+        labelled_of(open_source(tmp_path / "images.npy"))
 
 
 def test_test_labels_are_matched_by_their_classes_names():
-    train = part(90, 0)
-    other = Labelled(train.images[:3], torch.tensor([0, 1, 0]), ("c", "a"))
+    train = part(90, 0).source
+    other = replace(train.subset(np.arange(3)), labels=np.array([0, 1, 0]), classes=("c", "a"))
     assert with_classes_of(train, other, "other").labels.tolist() == [2, 0, 2]
     with pytest.raises(DataError, match="'d'"):
         with_classes_of(train, replace(other, classes=("a", "d")), "other")
 
 
-def test_few_shot_is_left_out_where_a_class_is_too_small():
-    train, said = part(90, 0), []
-    few = Labelled(train.images[:11], train.labels[:11], train.classes)
-    found = evaluate(
-        Encoder(SPEC).eval(), few, part(30, 1), mean=(0.4,), std=(0.2,), protocols=("knn", "fewshot"), say=said.append
-    )
-    assert set(found["results"]) == {"knn"}
-    assert "left out" in said[0]
-    with pytest.raises(DataError, match="few-shot needs 5"):
-        evaluate(Encoder(SPEC).eval(), few, part(30, 1), mean=(0.4,), std=(0.2,), protocols=("fewshot",))
+def test_the_networks_under_evaluation_are_left_as_they_were():
+    own = backbone(Encoder(SPEC).eval(), (0.4,), (0.2,))
+    before = {name: value.clone() for name, value in own.network.state_dict().items()}
+    test = cache(lambda: part(30, 1))
+    evaluate([own], Parts(part(90, 0), test, "test"), replace(QUICK, protocols=("knn", "linear-sgd"), epochs=1))
+    assert all(torch.equal(before[name], value) for name, value in own.network.state_dict().items())
 
 
-def test_the_encoder_under_evaluation_is_left_as_it_was():
-    encoder = Encoder(SPEC).eval()
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    evaluate(encoder, part(90, 0), part(30, 1), mean=(0.4,), std=(0.2,), protocols=("knn",))
-    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+def test_a_part_keeps_rows_and_pixels_together():
+    whole = part(9, 0)
+    some = whole.subset(np.array([7, 2, 4]))
+    assert isinstance(some, Labelled) and len(some) == 3
+    assert torch.equal(some.pixels, whole.pixels[[2, 4, 7]])
+    assert some.labels.tolist() == [2, 1, 1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_measures_what_a_cpu_does(evaluated):
+    found = measured(settings=replace(QUICK, device="cuda")).found
+    for ours, theirs in zip(found["rows"], evaluated.found["rows"], strict=True):
+        for name, numbers in ours["columns"].items():
+            assert numbers["score"] == pytest.approx(theirs["columns"][name]["score"], abs=0.04)

@@ -7,14 +7,19 @@ data are read last.
 from byol.evaluate.features import extract, raw_pixels
 from byol.evaluate.fewshot import FewshotResult, fewshot_evaluation
 from byol.evaluate.knn import weighted_knn
-from byol.evaluate.linear import LinearClassifier, LinearResult, linear_evaluation, logistic_regression
+from byol.evaluate.linear import LinearFit, LinearResult, fit_linear, linear_evaluation
+from byol.evaluate.logistic import LinearClassifier, logistic_regression
+from byol.evaluate.multilabel import fit_multilabel
 
 __all__ = [
     "FewshotResult",
     "LinearClassifier",
+    "LinearFit",
     "LinearResult",
     "extract",
     "fewshot_evaluation",
+    "fit_linear",
+    "fit_multilabel",
     "linear_evaluation",
     "logistic_regression",
     "raw_pixels",

@@ -1,187 +1,300 @@
-"""The protocols side by side for a backbone and what it must beat: raw pixels, and itself untrained."""
+"""The protocols side by side for a backbone and what it must beat, each number with what it takes to trust it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from byol.data.loader import fits_memory, load_pixels
-from byol.data.source import HOW_TO_LABEL, DataError, Source
+from byol.data.source import DataError
 from byol.diagnose import effective_rank
-from byol.encoder import Encoder, EncoderSpec, initialize
-from byol.evaluate.features import extract, raw_pixels
-from byol.evaluate.fewshot import fewshot_evaluation
+from byol.encoder import EncoderSpec
+from byol.evaluate import duplicates, scores
+from byol.evaluate.cache import FeatureCache, cached_features, feature_key
+from byol.evaluate.columns import BACKBONE, UNTRAINED, Column, untrained
+from byol.evaluate.features import stream_features
+from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.images import evaluation_batches
 from byol.evaluate.knn import weighted_knn
-from byol.evaluate.linear import linear_evaluation, stratified_split
-from byol.names import PROTOCOLS
+from byol.evaluate.labelled import Labelled, Parts
+from byol.evaluate.protocols import METRICS, Row, Settings, Training, fit_rows
+from byol.evaluate.splits import split
 
-COLUMNS = ("backbone", "raw pixels", "untrained")
-SHOTS = 5
-"""Labels per class in few-shot evaluation."""
+FORMAT = 2
+"""Of evaluation.json."""
 RANK_IMAGES = 2048
 """Test images, the first ones, whose features' effective rank is taken."""
+NEAR_IMAGES = 1000
+"""Test images, evenly spaced, that are compared with every training image."""
+MANY_NEAR = 0.02
+"""Share of near-duplicates above which it is said: among unrelated images some are alike (docs/evaluation.md)."""
+SKEWED = 1.5
+"""Above this ratio of the largest class to the smallest, balanced accuracy and macro-F1 stand beside accuracy."""
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
-    """Labelled images as evaluation sees them. images: [N, C, S, S] uint8. labels: [N] int64, indices of classes."""
+class Evaluated:
+    """found: plain values for JSON. predictions: (row, column) -> what it said of the test images. lists: of training
+    images that a row used, where not all: a name -> rows."""
 
-    images: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-
-
-def load_labelled(source: Source, size: int, *, workers: int = 0) -> Labelled:
-    """The labelled images of a source. DataError where there are none."""
-    if source.labels is None or not (source.labels >= 0).any():
-        raise DataError(f"{source.name} has no labels to evaluate against; {HOW_TO_LABEL}")
-    source = source.subset(np.flatnonzero(source.labels >= 0))
-    pixels = None
-    if fits_memory(source):
-        source, pixels, _ = load_pixels(source)
-    rows, images = zip(*evaluation_batches(source, pixels, size, workers=workers), strict=True)
-    assert source.labels is not None, "checked above"
-    labels = torch.from_numpy(source.labels)[torch.cat(rows)]
-    classes = source.classes
-    if classes is None:
-        values, labels = labels.unique(return_inverse=True)
-        classes = tuple(map(str, values.tolist()))
-    return Labelled(torch.cat(images), labels, classes)
-
-
-def split_labelled(whole: Labelled, *, test_share: float = 0.2, seed: int = 0) -> tuple[Labelled, Labelled]:
-    """A fixed stratified split, for data that comes without a test part."""
-    fit, held = stratified_split(whole.labels.numpy(), test_share, np.random.default_rng(seed))
-    parts = (Labelled(whole.images[i], whole.labels[i], whole.classes) for i in map(torch.from_numpy, (fit, held)))
-    train, test = parts
-    return train, test
-
-
-def with_classes_of(train: Labelled, test: Labelled, name: str) -> Labelled:
-    """The test images with the training classes' numbers. DataError where a test class is not among them."""
-    if train.classes == test.classes:
-        return test
-    if unknown := [c for c in test.classes if c not in train.classes]:
-        raise DataError(f"{name} has a class {unknown[0]!r} that the training labels lack; name the classes alike")
-    number = torch.tensor([train.classes.index(c) for c in test.classes])
-    return replace(test, labels=number[test.labels], classes=train.classes)
-
-
-def untrained(spec: EncoderSpec, seed: int, *, last_scale: int) -> Encoder:
-    """The encoder before training. last_scale: of each residual block's last batch norm, 0 or 1."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = Encoder(spec)
-        initialize(encoder)
-    if last_scale == 0:
-        for part in encoder.modules():
-            zero = getattr(part, "zero_init_last", None)  # of timm's residual blocks
-            if callable(zero):
-                zero()
-    return encoder.eval()
+    found: dict[str, Any]
+    train: Labelled
+    test: Labelled
+    predictions: dict[tuple[str, str], np.ndarray]
+    features: dict[str, tuple[np.ndarray, np.ndarray]]
+    lists: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate(
-    encoder: Encoder,
-    train: Labelled,
-    test: Labelled,
+    columns: Sequence[Column],
+    parts: Parts,
+    settings: Settings,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    protocols: Sequence[str] = PROTOCOLS,
-    columns: Sequence[str] = COLUMNS,
-    seed: int = 0,
-    network_seed: int = 0,
-    device: str = "cpu",
+    scratch: Column | None = None,
+    supervised: bool = False,
+    cache: FeatureCache | None = None,
+    look_for_duplicates: bool = True,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """All protocols for the backbone, the raw pixels and the untrained backbone (or those of them in `columns`), as
-    plain values for JSON; and the effective rank of the backbone's features.
+) -> Evaluated:
+    """Every protocol of the settings for every column; of each row the differences of the first column to the others.
 
-    Test images are scored once for each number and choose nothing: penalties, and which of the two untrained
-    networks is the stronger, are decided on parts of the training images. seed: of the draws of labels and the
-    splits. network_seed: of the untrained networks' weights; the run's own makes them its first step's.
+    Test images are opened after the last fit, and choose nothing: no function that chooses can reach them. scratch:
+    the network that training from scratch starts with; supervised: see `Training`.
     """
+    settings = _possible(settings, parts.train, say)
+    for column in (*columns, *([] if scratch is None else [scratch])):
+        column.network.to(settings.device or "cpu")
+    train, train_features = all_features(columns, parts.train, settings, cache, say)
+    training = Training(train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say)
+    rows = fit_rows(training)
 
-    def features(network: Encoder, part: Labelled) -> Tensor:
-        return extract(network, part.images, mean=mean, std=std, size=None, device=device)
-
-    fewest = int(train.labels.unique(return_counts=True)[1].min())
-    if "fewshot" in protocols and fewest < SHOTS:
-        say(f"few-shot is left out: a class has {fewest} training images, and {SHOTS} are needed")
-        protocols = [p for p in protocols if p != "fewshot"]
-    if not protocols:
-        raise DataError(f"few-shot needs {SHOTS} labelled training images of each class; one class has {fewest}")
+    say("test images")
+    test, test_features = all_features(columns, parts.open_test(), settings, cache, say)
     found: dict[str, Any] = {
-        "train_images": len(train.labels),
-        "test_images": len(test.labels),
+        "format": FORMAT,
+        "train_images": len(train),
+        "test_images": len(test),
         "classes": list(train.classes),
-        "seed": seed,
-        "results": {},
+        "metric": settings.metric,
+        "seed": settings.seed,
+        "seeds": settings.seeds,
+        "hashes": {
+            "columns": {column.name: column.content() for column in columns},
+            "train": train.source.fingerprint,
+            "test": test.source.fingerprint,
+        },
+        "groups": None if test.source.groups is None else len(np.unique(test.source.groups)),
+        "skewed": _skewed(train) or _skewed(test),
+        "warnings": _warnings(train, test, say) if look_for_duplicates else [],
+        "rows": [],
     }
-    sets: dict[str, tuple[Tensor, Tensor]] = {}
-    if "backbone" in columns:
-        say("features of the backbone")
-        sets["backbone"] = (features(encoder, train), features(encoder, test))
-        found["effective_rank"] = effective_rank(sets["backbone"][1][:RANK_IMAGES])
-    if "raw pixels" in columns:
-        say("raw pixels")
-        sets["raw pixels"] = (raw_pixels(train.images), raw_pixels(test.images))
-    if "untrained" in columns:
-        say("the untrained network")
-        candidates = {}
-        for last_scale in (0, 1):
-            network = untrained(encoder.spec, network_seed, last_scale=last_scale)
-            candidates[last_scale] = (network, features(network, train))
-        stronger = max(candidates, key=lambda s: _validation_knn(candidates[s][1], train.labels, seed))
-        network, train_features = candidates[stronger]
-        sets["untrained"] = (train_features, features(network, test))
-        found["untrained_last_bn_scale"] = stronger
+    predictions: dict[tuple[str, str], np.ndarray] = {}
+    for row in rows:
+        say(f"test: {row.name}")
+        said = {name: fit.predict(test, test_features.get(name)) for name, fit in row.fitted.items()}
+        predictions |= {(row.name, name): values for name, values in said.items()}
+        found["rows"].append(_scored(row, said, test, settings))
+    if BACKBONE in test_features:
+        found["effective_rank"] = effective_rank(torch.from_numpy(np.array(test_features[BACKBONE][:RANK_IMAGES])))
+    features = {name: (train_features[name], test_features[name]) for name in test_features}
+    lists = {name: rows for row in rows for name, rows in row.lists.items()}
+    return Evaluated(found, train, test, predictions, features, lists)
 
-    for protocol in protocols:
-        for name, (train_x, test_x) in sets.items():
-            say(f"{protocol}: {name}")
-            result = _PROTOCOLS[protocol](train_x, train.labels, test_x, test.labels, seed)
-            found["results"].setdefault(protocol, {})[name] = result
+
+def stronger_untrained(
+    spec: EncoderSpec, seed: int, like: Column, train: Labelled, settings: Settings, cache: FeatureCache | None
+) -> Column:
+    """The untrained network with the last scale of its residual blocks, 0 or 1, that kNN finds better on a part of the
+    training images. like: whose normalisation and size it has. seed: of its weights; a run's own makes them that run's
+    before its first step."""
+    found = []
+    for last_scale in (0, 1):
+        column = replace(like, name=UNTRAINED, network=untrained(spec, seed, last_scale=last_scale))
+        found.append((_validation_knn(column, train, settings, cache), last_scale, column))
+    return max(found, key=lambda each: each[:2])[2]
+
+
+def _validation_knn(column: Column, train: Labelled, settings: Settings, cache: FeatureCache | None) -> float:
+    if train.targets is not None:  # of several labels an image, how far apart images are has to do
+        return effective_rank(torch.from_numpy(np.array(_features(column, train, settings, cache)[:RANK_IMAGES])))
+    x, labels = _features(column, train, settings, cache), train.labels
+    usable = ~np.isnan(x[:, 0])
+    fit, held = split(labels, 0.2, seed=settings.seed, groups=train.source.groups)
+    fit, held = fit[usable[fit]], held[usable[held]]
+    said = weighted_knn(x[fit], torch.from_numpy(labels[fit]), x[held], k=20).numpy()
+    return float((said == labels[held]).mean())
+
+
+def _possible(settings: Settings, train: Labelled, say: Callable[[str], None]) -> Settings:
+    """The settings without protocols that these labels cannot feed. DataError where none is left."""
+    if train.targets is not None:
+        left = tuple(p for p in settings.protocols if p == "linear")
+        if not left:
+            raise DataError("images with several labels are evaluated by --protocol linear alone")
+        return replace(settings, protocols=left, metric="map")
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    if (counts > 0).sum() < 2:
+        raise DataError(f"{train.source.name} has labels of one class; a classifier needs at least 2")
+    least = int(counts[counts > 0].min())
+    if "fewshot" in settings.protocols and least < settings.shots:
+        name = train.classes[int(np.flatnonzero(counts == least)[0])]
+        text = f"class {name!r} has {least} training images; few-shot needs {settings.shots}: use --shots {least}"
+        left = tuple(p for p in settings.protocols if p != "fewshot")
+        if not left:
+            raise DataError(text)
+        say(f"few-shot is left out: {text}")
+        return replace(settings, protocols=left)
+    return settings
+
+
+def all_features(
+    columns: Sequence[Column],
+    part: Labelled,
+    settings: Settings,
+    cache: FeatureCache | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Labelled, dict[str, np.ndarray]]:
+    """(the part without images that turned out unusable, features [N, D] of each column)."""
+    found: dict[str, np.ndarray] = {}
+    for column in columns:
+        say(f"features: {column.name}")
+        x = _features(column, part, settings, cache)
+        usable = ~np.isnan(x[:, 0])
+        if not usable.all():
+            part, x = part.subset(np.flatnonzero(usable)), x[usable]
+        found[column.name] = x
+    return part, found
+
+
+def _features(column: Column, part: Labelled, settings: Settings, cache: FeatureCache | None) -> np.ndarray:
+    """[N, D] float16 (float32 where that is too narrow), row i = image i of the part; NaN where it is unusable."""
+
+    def images() -> Iterator[Tensor]:
+        following = 0
+        batches = evaluation_batches(part.source, part.pixels, column.size, workers=settings.workers)
+        for rows, batch in batches:
+            whole = torch.zeros(int(rows[-1]) + 1 - following, *batch.shape[1:], dtype=torch.uint8)
+            whole[rows - following] = batch
+            unusable.update(set(range(following, int(rows[-1]) + 1)) - set(rows.tolist()))
+            following = int(rows[-1]) + 1
+            yield whole
+        if following < len(part):
+            unusable.update(range(following, len(part)))
+            yield torch.zeros(len(part) - following, part.source.channels, column.size, column.size, dtype=torch.uint8)
+
+    def features() -> Iterator[Tensor]:
+        start = 0
+        mean, std = column.normalization.mean, column.normalization.std
+        for y in stream_features(
+            column.network, images(), mean=mean, std=std, size=None, device=settings.device or "cpu"
+        ):
+            gone = [row - start for row in unusable if start <= row < start + len(y)]
+            y[gone] = torch.nan
+            start += len(y)
+            yield y
+
+    unusable: set[int] = set()
+    return cached_features(cache, _key(column, part), len(part), features())
+
+
+def _key(column: Column, part: Labelled) -> str:
+    return feature_key(
+        column.content(),
+        {"channels": part.source.channels},
+        fingerprint=part.source.fingerprint,
+        ids=part.source.ids,
+        size=column.size,
+        mean=column.normalization.mean,
+        std=column.normalization.std,
+    )
+
+
+def _scored(row: Row, said: dict[str, np.ndarray], test: Labelled, settings: Settings) -> dict[str, Any]:
+    """A row's numbers, as plain values."""
+    columns = {name: {**_numbers(values, test, settings), **row.fitted[name].facts} for name, values in said.items()}
+    first = next(iter(said))
+    return {
+        "protocol": row.protocol,
+        "name": row.name,
+        "about": row.about,
+        "labels": row.labels,
+        "lists": sorted(row.lists),
+        "columns": columns,
+        "differences": {
+            name: _difference(said[first], values, test, settings) for name, values in said.items() if name != first
+        },
+    }
+
+
+def _truth(test: Labelled) -> np.ndarray:
+    return test.labels if test.targets is None else test.targets
+
+
+def _numbers(said: np.ndarray, test: Labelled, settings: Settings) -> dict[str, Any]:
+    """The score and its 95 % interval: over test images, or, of repeated fits, over these."""
+    metric, y = METRICS[settings.metric], _truth(test)
+    repeated = said.ndim == 2 and test.targets is None
+    fits = list(said) if repeated else [said]
+    values = [float(metric(y, each)) for each in fits]
+    if repeated:
+        low, high = mean_interval(values)
+    else:
+        low, high = scores.interval(metric, y, said, groups=test.source.groups, seed=settings.seed)
+    found: dict[str, Any] = {"score": float(np.mean(values)), "interval_95": [low, high], "n": len(test)}
+    found["over"] = f"{len(values)} fits" if repeated else "test images" if test.source.groups is None else "groups"
+    if repeated:
+        found["values"] = values
+    if test.targets is None:
+        for name, other in _OTHERS.items():
+            found[name] = float(np.mean([other(y, each) for each in fits]))
     return found
 
 
-def _validation_knn(features: Tensor, labels: Tensor, seed: int) -> float:
-    fit, held = (torch.from_numpy(i) for i in stratified_split(labels.numpy(), 0.2, np.random.default_rng(seed)))
-    predictions = weighted_knn(features[fit], labels[fit], features[held], k=20)
-    return float((predictions == labels[held]).float().mean())
+_OTHERS: dict[str, Callable[..., Any]] = {
+    "accuracy": scores.accuracy,
+    "balanced_accuracy": scores.mean_per_class,
+    "macro_f1": scores.macro_f1,
+}
 
 
-def _knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> dict[str, Any]:
-    return {f"k={k}": float((weighted_knn(train_x, train_y, test_x, k=k) == test_y).float().mean()) for k in (20, 200)}
+def _difference(ours: np.ndarray, theirs: np.ndarray, test: Labelled, settings: Settings) -> dict[str, Any]:
+    """Of two columns' scores, paired: by test images, or, of repeated fits, by these."""
+    metric, y = METRICS[settings.metric], _truth(test)
+    if ours.ndim == 2 and test.targets is None:
+        values = [float(metric(y, a)) - float(metric(y, b)) for a, b in zip(ours, theirs, strict=True)]
+        return {"difference": float(np.mean(values)), "interval_95": list(mean_interval(values))}
+    found = scores.difference(metric, y, ours, theirs, groups=test.source.groups, seed=settings.seed)
+    return {"difference": found.mean, "interval_95": [found.low, found.high]}
 
 
-def _linear(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> dict[str, Any]:
-    result = linear_evaluation(train_x, train_y, test_x, test_y, seed=seed)
-    return {
-        "accuracy": result.accuracy,
-        "penalty": result.penalty,
-        "validation_accuracies": {f"{k:g}": v for k, v in result.validation_accuracies.items()},
-        "converged": result.converged,
-    }
+def _skewed(part: Labelled) -> bool:
+    if part.targets is not None:
+        return False
+    counts = np.bincount(part.labels, minlength=len(part.classes))
+    return bool(counts.max() > SKEWED * max(1, counts.min()))
 
 
-def _fewshot(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> dict[str, Any]:
-    result = fewshot_evaluation(train_x, train_y, test_x, test_y, shots=SHOTS, draws=20, seed=seed)
-    return {
-        "accuracy": result.accuracy,
-        "interval_95": list(result.interval),
-        "penalty": result.penalty,
-        "accuracies": list(map(float, result.accuracies)),
-        "shots": result.shots,
-        "draws": 20,
-    }
+def _warnings(train: Labelled, test: Labelled, say: Callable[[str], None]) -> list[str]:
+    """What makes the numbers look better than they are: test images that are training images, or nearly."""
 
+    def images(part: Labelled) -> Iterator[Tensor]:
+        return (batch for _, batch in evaluation_batches(part.source, part.pixels, part.square))
 
-_PROTOCOLS = {"knn": _knn, "linear": _linear, "fewshot": _fewshot}
+    found = []
+    if same := duplicates.overlap(images(train), images(test)):
+        found.append(f"{same:,} of {len(test):,} test images are training images too, pixel by pixel; take them out")
+    if train.source.groups is None and test.source.groups is None:
+        looked_at = test.subset(np.linspace(0, len(test) - 1, min(len(test), NEAR_IMAGES)).astype(int))
+        near = duplicates.near_duplicates(images(train), images(looked_at))
+        if near > MANY_NEAR * len(looked_at):
+            found.append(
+                f"{near:,} of {len(looked_at):,} test images looked at are nearly training images, as frames of a film "
+                "or tiles that overlap are: the numbers are too good; say what belongs together with --groups"
+            )
+    for line in found:
+        say(line)
+    return found
