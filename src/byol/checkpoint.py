@@ -50,6 +50,14 @@ def _all(directory: Path) -> list[Path]:
     return sorted(p for p in directory.glob("step-*.safetensors") if re.fullmatch(r"step-\d{9}", p.stem))
 
 
+def tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin with `prefix`, without it. The networks' are below "module."."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
+
+
 def load(path: Path, module: nn.Module, optimizer: Optimizer) -> int:
     """Restore what `save` wrote; returns the number of optimizer steps done."""
     from safetensors import safe_open

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+Normalize = Literal["l2", "layer", "batch", "none"]
 
 
 def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -45,6 +47,37 @@ def regression(p: Tensor, z: Tensor) -> Tensor:
     Returns [B] in [0, 4]: summed over features, not reduced over the batch.
     """
     return (l2_normalize(p) - l2_normalize(z)).square().sum(dim=-1)
+
+
+@_full_precision
+def squared_distance(p: Tensor, z: Tensor, normalize: Normalize) -> Tensor:
+    """`regression` with another normalisation of predictions and targets. Grill et al. 2020, Appendix F.6, table 20.
+
+    p, z: [B, D] float, of the whole batch. "l2" is `regression`. "layer" and "batch": each row, or each feature over
+    the batch, has mean 0 and variance 1 / D. "none": as they are, unbounded. Returns [B], at least 0.
+    """
+    if normalize == "l2":
+        return regression(p, z)
+    if normalize == "layer":
+        p, z = (F.layer_norm(x, x.shape[1:]) / x.shape[1] ** 0.5 for x in (p, z))
+    elif normalize == "batch":
+        p, z = (_standardize(x) / x.shape[1] ** 0.5 for x in (p, z))
+    return (p - z).square().sum(dim=-1)
+
+
+@_full_precision
+def contrast(phi: Tensor, psi: Tensor, psi_prime: Tensor, alpha: float) -> Tensor:
+    """The term that a weight beta adds to BYOL's loss to make the family which ends in SimCLR. Grill et al. 2020,
+    Appendix F.4, equation 10.
+
+    2 alpha ln(sum_{j != i} exp(cos(phi_i, psi_j) / alpha) + sum_j exp(cos(phi_i, psi'_j) / alpha)): what the first view
+    of image i says, phi_i, should be unlike what the target says of the other images, in either view. phi, psi,
+    psi_prime: [B, D] float, of the whole batch. alpha: the temperature. Returns [B].
+    """
+    phi, psi, psi_prime = map(l2_normalize, (phi, psi, psi_prime))
+    itself = torch.eye(len(phi), dtype=torch.bool, device=phi.device)
+    same = (phi @ psi.T / alpha).masked_fill(itself, -torch.inf)
+    return 2 * alpha * torch.cat([same, phi @ psi_prime.T / alpha], dim=1).logsumexp(dim=1)
 
 
 @_full_precision

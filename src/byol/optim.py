@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,28 +17,32 @@ def parameter_groups(
     decay_all: bool = False,
     bias_lr: float = 1.0,
     constant: Iterable[nn.Module] = (),
+    lr_scales: Mapping[nn.Module, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Weights (decayed, adapted by LARS), and biases and normalisation parameters (neither, unless decay_all).
 
     The second kind is every parameter of at most one dimension, which in these networks is the same as the authors'
     test by name. bias_lr: its learning rate, as a multiple. constant: modules whose parameters get groups of their own,
-    marked `constant`. Groups without parameters are left out.
+    marked `constant`. lr_scales: modules whose parameters learn at a multiple of the rate. Groups without parameters
+    are left out.
     """
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     held = {id(p) for m in constant for p in m.parameters()}
-    groups = []
+    scale_of = {id(p): scale for m, scale in (lr_scales or {}).items() for p in m.parameters()}
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
     for is_constant in (False, True):
-        for is_weight in (True, False):
-            groups.append(
-                {
-                    "params": [p for p in parameters if (id(p) in held, p.ndim > 1) == (is_constant, is_weight)],
+        for scale in sorted({1.0, *scale_of.values()}):
+            for is_weight in (True, False):
+                groups[is_constant, is_weight, scale] = {
+                    "params": [],
                     "weight_decay": weight_decay if is_weight or decay_all else 0.0,
                     "adapt": is_weight,
-                    "lr_scale": 1.0 if is_weight else bias_lr,
+                    "lr_scale": scale * (1.0 if is_weight else bias_lr),
                     "constant": is_constant,
                 }
-            )
-    return [group for group in groups if group["params"]]
+    for p in parameters:
+        groups[id(p) in held, p.ndim > 1, scale_of.get(id(p), 1.0)]["params"].append(p)
+    return [group for group in groups.values() if group["params"]]
 
 
 class LARS(Optimizer):

@@ -121,8 +121,8 @@ def build(run: Run, *, num_classes: int = 0, num_images: int = 0) -> Networks:
 
 
 def make_optimizer(run: Run, networks: Networks) -> torch.optim.Optimizer:
-    parts = dict(networks.method.named_children()) if run.constant_lr else {}
-    if strange := [name for name in run.constant_lr if name not in parts]:
+    parts = dict(networks.method.named_children()) if run.constant_lr or run.lr_scales else {}
+    if strange := [name for name in (*run.constant_lr, *run.lr_scales) if name not in parts]:
         raise ValueError(unknown(f"part of {run.method}", strange[0], parts))
     groups = parameter_groups(
         [networks],
@@ -130,6 +130,7 @@ def make_optimizer(run: Run, networks: Networks) -> torch.optim.Optimizer:
         decay_all=run.decay_all,
         bias_lr=run.bias_lr,
         constant=[parts[name] for name in run.constant_lr],
+        lr_scales={parts[name]: scale for name, scale in run.lr_scales.items()},
     )
     if run.optimizer == "lars":
         return LARS(groups, lr=run.peak_lr, lr_in_momentum=run.lr_in_momentum)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from byol.experiments.cifar import NO_BLUR_T, NO_BLUR_T_PRIME
 from byol.options import Options
-from byol.views.view import View
+from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 
 _TWO_CORES = {"layers": [1, 1, 1, 0], "channels": [32, 64, 256, 256], "stem_type": "deep", "stem_width": 16}
 """A ResNet of three blocks (the fourth stage is empty), the first on a quarter of the image's side: 28 to 32 px at 600
@@ -57,3 +57,31 @@ def random_target() -> Options:
     """The experiment that BYOL grew from, on your own data: the target is a random network that never moves. What it
     teaches is more than an untrained network knows (Grill et al. 2020, section 3; random_target_imagenet is theirs)."""
     return Options(method_args={"tau": 1.0, "target_init": "independent"})
+
+
+_HALF_CORE = {"layers": [1, 1, 1, 0], "channels": [16, 32, 128, 128], "stem_type": "deep", "stem_width": 8}
+"""Half as wide: 28 to 32 px at 1,500 images/s on one core."""
+
+
+def digits_minute() -> Options:
+    """BYOL on the digits in less than a minute of one core: what `byol ablate` takes apart. docs/experiments.md."""
+    return replace(
+        digits_demo(),
+        backbone_args=_HALF_CORE,
+        steps=400,
+        warmup_steps=40,
+        method_args={"hidden": 256, "out": 128, "tau": 0.8},
+    )
+
+
+def cifar10_minutes() -> Options:
+    """BYOL on CIFAR-10 in a few minutes of one core, for lists of many runs: docs/experiments.md."""
+    return replace(
+        cifar10_two_cores(),
+        backbone_args=_HALF_CORE,
+        batch_size=256,
+        steps=800,
+        warmup_steps=80,
+        views=(replace(BYOL_T, crop_area=(0.2, 1.0)), replace(BYOL_T_PRIME, crop_area=(0.2, 1.0))),
+        method_args={"hidden": 512, "out": 128, "tau": 0.9},
+    )

@@ -1,0 +1,194 @@
+"""Experiments: the rule of a verdict, lists of runs that go on, and what each list changes."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from byol import ablate
+from byol.experiments.paper import EXPERIMENTS, Arm, Claim, Experiment, more
+from byol.experiments.small import digits_minute
+from byol.options import Options
+from byol.views.view import BYOL_T, BYOL_T_PRIME
+
+SMALL = Options(
+    backbone="resnet18",
+    backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    image_size=12,
+    batch_size=32,
+    steps=2,
+    warmup_steps=1,
+    hold_out=0.1,
+    precision="32",
+    method_args={"hidden": 16, "out": 8, "tau": 0.9},
+)
+
+
+def test_a_verdict_is_where_the_paired_interval_lies():
+    # Three differences of mean 2 and s = 1: the half interval is 4.3027 / sqrt(3) = 2.484.
+    interval, word = ablate.verdict([1.0, 2.0, 3.0])
+    assert interval == pytest.approx((-0.484, 4.484), abs=1e-3)
+    assert word == "too small to tell"
+    assert ablate.verdict([1.9, 2.0, 2.1])[1] == "held"
+    assert ablate.verdict([-1.9, -2.0, -2.1])[1] == "reversed"
+    assert ablate.verdict([5.0]) == (None, "one seed tells nothing")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_each_list_has_distinct_arms_and_claims_about_them(name):
+    experiment = EXPERIMENTS[name](digits_minute())
+    names = [arm.name for arm in experiment.arms]
+    assert experiment.name == name
+    assert len(set(names)) == len(names)
+    assert all(set(claim.weights) <= set(names) for claim in experiment.claims)
+    assert all(arm.teacher is None or names.index(arm.teacher) < names.index(arm.name) for arm in experiment.arms)
+    # What the paper's numbers say of each claim is what is claimed.
+    paper = {arm.name: arm.paper for arm in experiment.arms}
+    for claim in experiment.claims:
+        theirs = [paper[arm] for arm in claim.weights]
+        if None not in theirs:
+            assert sum(w * t for w, t in zip(claim.weights.values(), theirs, strict=True)) > 0, claim.words
+
+
+def _changes(options, base):
+    """The settings in which two options differ."""
+    ours, theirs = asdict(options), asdict(base)
+    found = {name for name in ours if ours[name] != theirs[name] and name not in ("method", "method_args", "views")}
+    arguments = {n for n in ours["method_args"] if ours["method_args"][n] != theirs["method_args"].get(n)}
+    if ours["method"].endswith("Family") or ours["method"] == theirs["method"]:
+        found |= arguments
+    views = [dict(v) for v in ours["views"] or ()], [dict(v) for v in theirs["views"] or ()]
+    return found | {f"view.{n}" for a, b in zip(*views, strict=False) for n in a if a[n] != b[n]}
+
+
+def test_the_arms_of_a_list_differ_in_what_it_is_about():
+    base = replace(digits_minute(), views=(BYOL_T, BYOL_T_PRIME))
+    allowed = {
+        "bootstrap": {"tau", "tau_schedule"},
+        "tau": {"tau", "tau_schedule"},
+        "target": {"target", "predictor_depth", "beta", "lr_scales"},
+        "collapse": {"target", "predictor_depth", "beta"},
+        "batch-size": {"batch_size", "accumulate", "base_lr", "weight_decay", "optimizer", "warmup_steps"},
+        "augmentations": {"view.flip", "view.blur", "view.jitter", "view.gray", "view.solarize"},
+        "projector": {"depth", "predictor_depth", "out"},
+        "learning-rate": {"base_lr"},
+        "weight-decay": {"weight_decay"},
+        "loss-normalisation": {"normalize"},
+        "symmetry": {"symmetric", "steps"},
+        "init": {"target_init", "encoder_init"},
+    }
+    for name, make in EXPERIMENTS.items():
+        for arm in make(base).arms:
+            if arm.options is not None and arm.line == "BYOL":
+                assert _changes(arm.options, base) <= allowed[name], arm.name
+
+
+def test_a_batch_of_1024_is_averaged_whatever_its_parts():
+    for arm in EXPERIMENTS["batch-size"](digits_minute()).arms:
+        assert arm.options.batch_size * arm.options.accumulate == 1024
+    lines = {arm.line: arm.options.method for arm in EXPERIMENTS["batch-size"](digits_minute()).arms}
+    assert lines == {"BYOL": "byol", "SimCLR": "simclr"}
+
+
+class Here:
+    """Calls in this process: as what happens there, and quick."""
+
+    def __init__(self, *_):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+    def call(self, function, *arguments):
+        return function(*arguments)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(ablate, "Apart", Here)
+
+
+def _pair(base):
+    arms = (
+        Arm("untrained", None, 1.4),
+        Arm("low", replace(base, method_args={**base.method_args, "tau": 0.5}), 70.0),
+        Arm("high", base, 72.5),
+    )
+    return Experiment("pair", "Which?", "Table 0", arms, (more("high", "low"), Claim("unknown", {"untrained": 1})))
+
+
+@pytest.fixture(scope="module")
+def done(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ablate")
+    return ablate.ablate(_pair, images, out, SMALL, seeds=2, processes=2), out
+
+
+def test_a_list_becomes_a_table_a_plot_and_verdicts(done):
+    result, out = done
+    assert [arm["name"] for arm in result["arms"]] == ["untrained", "low", "high"]
+    assert all(arm["seeds"] == 2 and 0 <= arm["measures"]["linear"]["mean"] <= 1 for arm in result["arms"])
+    values = {arm["name"]: arm["measures"]["linear"]["values"] for arm in result["arms"]}
+    differences = [100 * (a - b) for a, b in zip(values["high"], values["low"], strict=True)]
+    assert result["verdicts"][0]["difference"] == pytest.approx(sum(differences) / 2)
+    assert result["verdicts"][0]["paper"] == pytest.approx(2.5)
+    assert result["failed"] == {}
+    table = (out / "pair.md").read_text("utf-8")
+    assert "| high |" in table and "72.5" in table and result["verdicts"][0]["verdict"] in table
+    assert (out / "pair.png").stat().st_size > 10_000
+
+
+def test_what_is_done_is_not_done_again_by_whichever_list(done, images, monkeypatch):
+    result, out = done
+
+    def fail(*_):
+        raise AssertionError("a run was made again")
+
+    monkeypatch.setattr(ablate, "_run_all", lambda missing, *_: {} if not missing else fail())
+    again = ablate.ablate(_pair, images, out, SMALL, seeds=2, processes=2)
+    assert again["arms"] == result["arms"]
+    # An argument at its default makes no other run; another tau does.
+    same = replace(SMALL, method_args={**SMALL.method_args, "target_init": "independent"})
+    assert ablate.ablate(_pair, images, out, same, seeds=2)["arms"] == result["arms"]
+    with pytest.raises(AssertionError, match="made again"):
+        ablate.ablate(_pair, images, out, replace(SMALL, method_args={**SMALL.method_args, "tau": 0.8}), seeds=2)
+
+
+def test_an_interrupted_list_goes_on_and_a_failed_run_stops_nobody(images, tmp_path, here):
+    def broken(base):
+        arms = (Arm("good", base), Arm("bad", replace(base, base_lr=1e30, optimizer="sgd")))
+        return Experiment("broken", "Which?", "Table 0", arms, (more("good", "bad"),))
+
+    result = ablate.ablate(broken, images, tmp_path, replace(SMALL, steps=12), seeds=2, processes=1)
+    assert [arm["seeds"] for arm in result["arms"]] == [2, 0]
+    assert set(result["failed"]) == {"bad, seed 0", "bad, seed 1"}
+    assert result["verdicts"][0]["verdict"] == "not run"
+    lines = (tmp_path / ablate.RECORD).read_text("utf-8").splitlines()
+    assert len(lines) == 2
+    # Cut off in the middle of a line, as a crash leaves it: that run is done again, the other is not.
+    (tmp_path / ablate.RECORD).write_text(lines[0] + "\n" + lines[1][:40], "utf-8")
+    before = result["arms"][0]["measures"]["linear"]["values"]
+    again = ablate.ablate(broken, images, tmp_path, replace(SMALL, steps=12), seeds=2, processes=1)
+    assert again["arms"][0]["measures"]["linear"]["values"] == before
+    keys = [json.loads(line)["key"] for line in (tmp_path / ablate.RECORD).read_text("utf-8").splitlines()]
+    assert len(keys) == len(set(keys)) == 2
+
+
+def test_a_network_is_trained_before_the_one_that_predicts_it(images, tmp_path, here):
+    result = ablate.ablate(EXPERIMENTS["bootstrap"], images, tmp_path, SMALL, seeds=1, processes=1)
+    assert [arm["seeds"] for arm in result["arms"]] == [1] * 6
+    runs = [json.loads(line) for line in (tmp_path / ablate.RECORD).read_text("utf-8").splitlines()]
+    order = [run["arm"] for run in runs if run["arm"][0].isdigit()]
+    assert order == sorted(order)
+    taught = json.loads((tmp_path / "runs" / runs[-1]["key"] / "run.json").read_text("utf-8"))
+    assert taught["method"].endswith("Family")
+
+
+def test_a_plan_says_what_would_be_done_and_does_nothing(images, tmp_path):
+    _, rows, left = ablate.prediction(_pair, images, tmp_path / "out", SMALL, seeds=3, processes=1)
+    assert [(name, runs, is_done) for name, runs, _, is_done in rows] == [
+        ("untrained", 3, False),
+        ("low", 3, False),
+        ("high", 3, False),
+    ]
+    assert left == pytest.approx(3 * (rows[1][2] + rows[2][2]))
+    assert not (tmp_path / "out").exists()
