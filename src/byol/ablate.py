@@ -286,6 +286,7 @@ def _run_all(
             for future in finished:
                 job = running.pop(future)
                 done += 1
+                observer.working("runs", done, total)
                 name = f"{job.arm.name}, seed {job.seed}"
                 try:
                     record[job.key] = line = future.result()

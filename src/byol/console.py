@@ -68,6 +68,9 @@ class Terminal:
     def loading(self, done: int, total: int) -> None:
         self._update("loading images", done, total, "")
 
+    def working(self, what: str, done: int, total: int) -> None:
+        self._update(what, done, total, "")
+
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None:
         if not self._plan:
             return
@@ -94,7 +97,7 @@ class Terminal:
         self._bar.start()
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total, detail=detail)
-        self._bar.update(self._tasks[name], completed=done, detail=detail)
+        self._bar.update(self._tasks[name], completed=done, total=total, detail=detail)
 
 
 METRICS = {"top1": "top-1 accuracy", "mean-per-class": "mean per-class accuracy", "map": "11-point mAP"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ METRICS: dict[str, Callable[..., Any]] = {
     "map": scores.map_11,
 }
 """What a source is scored by, and what its protocols choose by."""
+
+
+Working = Callable[[str, int, int], None]
+"""(what is being done, how much of it is, how much there is)."""
+
+
+def idle(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class Training:
     supervised: bool
     """Whether training from scratch is also compared with protocols that leave the backbone as it is."""
     say: Callable[[str], None]
+    working: Working
 
     def starts(self) -> list[Column]:
         """The networks that fine-tuning starts from. The untrained one's column is that of training from scratch."""
@@ -210,7 +220,6 @@ def _linear_sgd(training: Training) -> list[Row]:
     fitted = {}
     about = ""
     for column in training.columns:
-        training.say(f"linear, SGD: {column.name}")
         models = []
         for seed in range(settings.seed, settings.seed + settings.seeds):
             models.append(
@@ -227,6 +236,7 @@ def _linear_sgd(training: Training) -> list[Row]:
                     view=settings.view,
                     workers=settings.workers,
                     score=training.score(),
+                    progress=partial(training.working, f"linear by SGD: {column.name}"),
                 )
             )
         facts = {
@@ -285,7 +295,6 @@ def _finetuned(training: Training, column: Column, grid: Grid, chosen: list[np.n
         part = training.train if chosen is None else training.train.subset(chosen[i])
         can_choose = np.bincount(part.labels).max() >= FEWEST_TO_CHOOSE
         nothing = np.arange(len(part)), np.empty(0, np.int64)
-        training.say(f"fine-tuning on {len(part):,} labels: {column.name}" + (f", seed {seed}" if i else ""))
         models.append(
             finetune(
                 column.network,
@@ -300,6 +309,7 @@ def _finetuned(training: Training, column: Column, grid: Grid, chosen: list[np.n
                 view=settings.view,
                 workers=settings.workers,
                 score=training.score(),
+                progress=partial(training.working, f"fine-tuning on {len(part):,} labels: {column.name}"),
             )
         )
     return Fitted(_said_by(models), {"chosen": [str(model.point) for model in models]})

@@ -21,7 +21,7 @@ from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.images import evaluation_batches
 from byol.evaluate.knn import weighted_knn
 from byol.evaluate.labelled import Labelled, Parts
-from byol.evaluate.protocols import METRICS, Row, Settings, Training, fit_rows
+from byol.evaluate.protocols import METRICS, Row, Settings, Training, Working, fit_rows, idle
 from byol.evaluate.splits import split
 
 FORMAT = 2
@@ -59,21 +59,23 @@ def evaluate(
     cache: FeatureCache | None = None,
     look_for_duplicates: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    working: Working = idle,
 ) -> Evaluated:
     """Every protocol of the settings for every column; of each row the differences of the first column to the others.
 
     Test images are opened after the last fit, and choose nothing: no function that chooses can reach them. scratch:
-    the network that training from scratch starts with; supervised: see `Training`.
+    the network that training from scratch starts with; supervised: see `Training`. say, working: who is told what
+    begins, and how far it is.
     """
     settings = _possible(settings, parts.train, say)
     for column in (*columns, *([] if scratch is None else [scratch])):
         column.network.to(settings.device or "cpu")
-    train, train_features = all_features(columns, parts.train, settings, cache, say)
-    training = Training(train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say)
+    train, train_features = all_features(columns, parts.train, settings, cache, working)
+    training = Training(train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say, working)
     rows = fit_rows(training)
 
     say("test images")
-    test, test_features = all_features(columns, parts.open_test(), settings, cache, say)
+    test, test_features = all_features(columns, parts.open_test(), settings, cache, working)
     found: dict[str, Any] = {
         "format": FORMAT,
         "train_images": len(train),
@@ -156,13 +158,12 @@ def all_features(
     part: Labelled,
     settings: Settings,
     cache: FeatureCache | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    working: Working = idle,
 ) -> tuple[Labelled, dict[str, np.ndarray]]:
     """(the part without images that turned out unusable, features [N, D] of each column)."""
     found: dict[str, np.ndarray] = {}
     for column in columns:
-        say(f"features: {column.name}")
-        x = _features(column, part, settings, cache)
+        x = _features(column, part, settings, cache, working)
         usable = ~np.isnan(x[:, 0])
         if not usable.all():
             part, x = part.subset(np.flatnonzero(usable)), x[usable]
@@ -170,7 +171,9 @@ def all_features(
     return part, found
 
 
-def _features(column: Column, part: Labelled, settings: Settings, cache: FeatureCache | None) -> np.ndarray:
+def _features(
+    column: Column, part: Labelled, settings: Settings, cache: FeatureCache | None, working: Working = idle
+) -> np.ndarray:
     """[N, D] float16 (float32 where that is too narrow), row i = image i of the part; NaN where it is unusable."""
 
     def images() -> Iterator[Tensor]:
@@ -195,6 +198,7 @@ def _features(column: Column, part: Labelled, settings: Settings, cache: Feature
             gone = [row - start for row in unusable if start <= row < start + len(y)]
             y[gone] = torch.nan
             start += len(y)
+            working(f"features: {column.name}", start, len(part))
             yield y
 
     unusable: set[int] = set()
