@@ -112,7 +112,7 @@ def tau(base: Options) -> Experiment:
     )
 
 
-_TARGETS = {"ema": "EMA", "stop-gradient": "online, no gradient", "gradient": "online, gradient"}
+_TARGETS = {"ema": "EMA", "stop-gradient": "stop-gradient", "gradient": "gradient"}
 
 
 def target(base: Options) -> Experiment:
@@ -139,7 +139,7 @@ def target(base: Options) -> Experiment:
     no_ema = _family(base, **_parts(True, "stop-gradient"), beta=0.0)
     for scale, top1 in ((2.0, 62.8), (10.0, 66.6), (20.0, 66.3)):
         faster = replace(no_ema, lr_scales={"predictor": scale})
-        arms.append(Arm(f"{_member(True, 'stop-gradient', 0)}, predictor's rate x {scale:g}", faster, top1))
+        arms.append(Arm(f"predictor x {scale:g}, stop-gradient, beta 0", faster, top1))
     byol, faster_10 = arms[0].name, arms[-2].name
     simclr, no_negatives = _member(False, "gradient", 1), _member(False, "gradient", 0)
     claims = [more(byol, _member(*key)) for key in paper if key[2] == 0 and key != (True, "ema", 0)]
@@ -151,7 +151,9 @@ def target(base: Options) -> Experiment:
         tuple(arms),
         tuple(claims),
         notes=(
-            "beta = 1 adds negative examples (equation 10, alpha = 0.1); the last predictor but one is SimCLR-like.",
+            "The target is a moving average of the online network (EMA), or that network itself, without its gradient "
+            "(stop-gradient) or with it. beta = 1 adds negative examples (alpha = 0.1): no predictor, gradient and beta 1 "
+            "make SimCLR's objective. predictor x 10: it learns at ten times the others' rate.",
         ),
     )
 
