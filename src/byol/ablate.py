@@ -111,6 +111,12 @@ def ablate(
     record = _read_record(out / RECORD)
     _write_record(out / RECORD, record)  # without a line that a crash cut off
     missing = {job.key: job for job in jobs if job.key not in record}
+    of_key = {job.key: job for job in jobs}
+    for job in list(missing.values()):  # a network to predict that is no longer there is trained again
+        while job.teacher is not None and job.teacher not in missing and not _network(out, job.teacher).is_dir():
+            shutil.rmtree(out / "runs" / job.teacher, ignore_errors=True)
+            missing[job.teacher] = of_key[job.teacher]
+            job = of_key[job.teacher]
     observer.say(f"{len(jobs)} runs, {len(missing)} of them to do")
     failed = _run_all(missing, record, data, out, labelled, test, processes, observer)
     source, pixels = open_for_training(data, observer, base.labels)
@@ -272,11 +278,12 @@ def _run_all(
     pool = ThreadPoolExecutor(count)
     try:
         while waiting or running:
-            lost = [job for job in waiting if job.teacher is not None and _gone(job, record, waiting, running, out)]
-            for job in lost:
-                waiting.remove(job)
-                failed[f"{job.arm.name}, seed {job.seed}"] = "the network that it should predict failed"
-            ready = [job for job in waiting if job.teacher is None or job.teacher in record]
+            coming = {job.key for job in (*waiting, *running.values())}
+            for job in [job for job in waiting if job.teacher not in coming]:
+                if job.teacher is not None and not _network(out, job.teacher).is_dir():
+                    waiting.remove(job)
+                    failed[f"{job.arm.name}, seed {job.seed}"] = "the network that it should predict failed"
+            ready = [job for job in waiting if job.teacher not in coming]
             for job in ready[: count - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(do, job)] = job
@@ -295,7 +302,7 @@ def _run_all(
                     failed[name] = str(error)
                     observer.say(f"{done} of {total}: {name} failed: {error}")
                 if not _awaited(job.key, waiting, running.values()):
-                    shutil.rmtree(out / "runs" / job.key / "checkpoints", ignore_errors=True)
+                    shutil.rmtree(_network(out, job.key), ignore_errors=True)
     finally:
         pool.shutdown(cancel_futures=True)
         while not free.empty():
@@ -303,11 +310,9 @@ def _run_all(
     return failed
 
 
-def _gone(job: Job, record: dict[str, Any], waiting: list[Job], running: dict[Any, Job], out: Path) -> bool:
-    """Whether the network that a run should predict will never be there."""
-    if job.teacher in record:
-        return not (out / "runs" / str(job.teacher) / "checkpoints").is_dir()
-    return not any(other.key == job.teacher for other in (*waiting, *running.values()))
+def _network(out: Path, key: str) -> Path:
+    """Where a run's networks lie until nobody waits for them."""
+    return out / "runs" / key / "checkpoints"
 
 
 def _awaited(key: str, waiting: list[Job], running: Any) -> bool:

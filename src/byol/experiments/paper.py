@@ -152,8 +152,8 @@ def target(base: Options) -> Experiment:
         tuple(claims),
         notes=(
             "The target is a moving average of the online network (EMA), or that network itself, without its gradient "
-            "(stop-gradient) or with it. beta = 1 adds negative examples (alpha = 0.1): no predictor, gradient, beta 1 is "
-            "SimCLR's objective. predictor x 10: it learns at ten times the others' rate.",
+            "(stop-gradient) or with it. beta = 1 adds negative examples (alpha = 0.1): no predictor, gradient, beta 1 "
+            "is SimCLR's objective. predictor x 10: it learns at ten times the others' rate.",
         ),
     )
 
