@@ -298,6 +298,13 @@ def test_several_sources_are_a_row_each_with_its_metric(run, small_run, kept_now
     assert metrics == [("top1", ["linear"]), ("mean-per-class", ["linear"])]
 
 
+def test_training_from_scratch_stands_beside_without_the_other_baselines(run, small_run, kept_nowhere):
+    asked = ("--protocol", "linear-sgd", "--epochs", 1, "--baseline", "none", "--baseline", "supervised", "--json")
+    code, stdout, stderr = run("evaluate", small_run / "run", small_run / "data.npz", *asked)
+    assert code == 0, stderr
+    assert set(json.loads(stdout)["rows"][-1]["columns"]) == {"backbone", "supervised"}
+
+
 def test_rows_of_an_earlier_evaluation_stay_and_the_lists_used_are_written(run, small_run, kept_nowhere, tmp_path):
     data, out = small_run / "data.npz", small_run / "run"
     assert run("evaluate", out, data, "--protocol", "knn", "--json")[0] == 0

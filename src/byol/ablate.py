@@ -59,6 +59,7 @@ class Job:
     key: str
     teacher: str | None
     """The key of the run whose network is the fixed target."""
+    total_steps: int
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,8 @@ def ablate(
             job = of_key[job.teacher]
     observer.say(f"{len(jobs)} runs, {len(missing)} of them to do")
     failed = _run_all(missing, record, data, out, labelled, test, processes, observer)
-    source, pixels = open_for_training(data, observer, base.labels)
     runs = {(job.arm.name, job.seed): record[job.key] for job in jobs if job.key in record}
-    first = plan(replace(jobs[-1].options, steps=jobs[-1].options.steps), source, pixels)
-    result = summary(experiment, runs, seeds=seeds, data=data, steps=first.total_steps)
+    result = summary(experiment, runs, seeds=seeds, data=data, steps=jobs[-1].total_steps)
     result["failed"] = failed
     (out / f"{experiment.name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     (out / f"{experiment.name}.md").write_text(markdown(result), "utf-8")
@@ -183,7 +182,7 @@ def _jobs(
             except ValueError as error:
                 raise ValueError(f"{experiment.name}: {arm.name} cannot be trained: {error}") from None
             key = _key(run, teacher, trained=arm.options is not None, labelled=labelled, test=test)
-            jobs.append(Job(arm, seed, options, key, teacher))
+            jobs.append(Job(arm, seed, options, key, teacher, run.total_steps))
     return jobs, experiment
 
 

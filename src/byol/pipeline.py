@@ -329,18 +329,20 @@ def evaluate_run(
     description = read_description(run_directory)
     encoder = load(run_directory)
     spec = encoder.spec
+    # Of a list of runs on the same images one would be told the same again and again.
+    look_for_duplicates = parts is None
     if parts is None:
         channels = spec.channels if spec.channels in (1, 3) else None
         parts = open_parts(data, test, channels=channels, labels=labels, groups=groups, say=observer.say)
     normalization = description["normalization"]
     own = backbone(encoder, normalization["mean"], normalization["std"])
     scratch = None
-    if UNTRAINED in columns:
+    if UNTRAINED in columns or SUPERVISED in baselines:
         observer.say("the untrained network")
         scratch = stronger_untrained(spec, description["seed"], own, parts.train, settings, features)
     found_columns = [own] if BACKBONE in columns else []
     found_columns += [raw_pixels(spec.image_size, spec.channels)] if RAW_PIXELS in columns else []
-    found_columns += [scratch] if scratch is not None else []
+    found_columns += [scratch] if scratch is not None and UNTRAINED in columns else []
     found_columns += [baseline(name, own) for name in baselines if name != SUPERVISED]
     if twice := [name for name, count in Counter(c.name for c in found_columns).items() if count > 1]:
         raise ValueError(f"--baseline {twice[0]} is there twice; rename the directory of one")
@@ -351,6 +353,7 @@ def evaluate_run(
         scratch=None if scratch is None else replace(scratch, name=SUPERVISED),
         supervised=SUPERVISED in baselines,
         cache=features,
+        look_for_duplicates=look_for_duplicates,
         say=observer.say,
         working=observer.working,
     )
