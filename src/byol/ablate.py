@@ -25,20 +25,12 @@ from byol.evaluate.columns import BACKBONE, UNTRAINED
 from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.labelled import Parts
 from byol.evaluate.protocols import score_of
+from byol.evaluation import evaluate_run, open_parts, without_labels
 from byol.experiments.paper import PAPER_STEPS, Arm, Experiment
 from byol.export import DESCRIPTION
 from byol.methods import get
 from byol.options import Options
-from byol.pipeline import (
-    Observer,
-    Silent,
-    duration,
-    evaluate_run,
-    open_for_training,
-    open_parts,
-    pretrain,
-    without_labels,
-)
+from byol.pipeline import Observer, Silent, duration, open_for_training, pretrain
 from byol.plan import plan
 from byol.run import Run
 from byol.train import Training, TrainingStopped
@@ -342,7 +334,9 @@ def train_and_measure(
         channels = run.channels if run.channels in (1, 3) else None
         _PARTS[where] = open_parts(labelled or data, test, channels=channels, labels=run.labels)
     column = BACKBONE if trained else UNTRAINED
-    found = evaluate_run(place, labelled or data, test=test, parts=_PARTS[where], columns=(column,)).found
+    found = evaluate_run(
+        place, labelled or data, test=test, parts=_PARTS[where], look_for_duplicates=False, columns=(column,)
+    ).found
     scores = {measure: score_of(found, measure, column) for measure in MEASURES}
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text("utf-8").splitlines()]
     looks = [line for line in lines if "held_out/verdict" in line] if trained else []

@@ -244,7 +244,7 @@ def evaluate(
     from byol.evaluate.cache import FeatureCache, default_directory
     from byol.evaluate.protocols import Settings
     from byol.evaluate.subsets import parse_amounts
-    from byol.pipeline import evaluate_sources
+    from byol.evaluation import evaluate_sources
 
     wanted = [each for each in labels or () if each not in files]
     settings = Settings(

@@ -19,11 +19,12 @@ from byol.evaluate.columns import BACKBONE, RAW_PIXELS, UNTRAINED
 from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.labelled import Parts
 from byol.evaluate.protocols import score_of
+from byol.evaluation import evaluate_run, open_parts
 from byol.experiments import RECIPES
 from byol.export import DESCRIPTION
 from byol.methods import get, uses_labels
 from byol.options import Options
-from byol.pipeline import Observer, Silent, evaluate_run, open_for_training, open_parts, pretrain
+from byol.pipeline import Observer, Silent, open_for_training, pretrain
 from byol.plan import plan
 from byol.train import TrainingStopped
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View
@@ -208,7 +209,7 @@ def _evaluation(run: Path, data: str, test: str | None, images: Parts, columns: 
     path = run / "evaluation.json"
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    return evaluate_run(run, data, test=test, parts=images, columns=columns).found
+    return evaluate_run(run, data, test=test, parts=images, look_for_duplicates=False, columns=columns).found
 
 
 def _baselines(
@@ -217,7 +218,9 @@ def _baselines(
     """Scores of raw pixels and of the untrained network of a run, kept in `path`."""
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    found = evaluate_run(run, data, test=test, parts=images, columns=columns, write=False).found
+    found = evaluate_run(
+        run, data, test=test, parts=images, look_for_duplicates=False, columns=columns, write=False
+    ).found
     scores = {column: _scores(found, column) for column in columns}
     path.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
     return scores

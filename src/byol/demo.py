@@ -8,8 +8,9 @@ from typing import Any
 
 from byol import pictures
 from byol.evaluate.protocols import Settings
+from byol.evaluation import USUAL, evaluate_run
 from byol.experiments import digits_demo
-from byol.pipeline import USUAL, Observer, evaluate_run, pretrain, views_sheet
+from byol.pipeline import Observer, pretrain, views_sheet
 
 
 def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]:

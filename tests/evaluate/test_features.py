@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from byol.evaluate.features import evaluation_view, extract, raw_pixels
+from byol.evaluate.features import evaluation_view, extract
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
@@ -135,33 +135,3 @@ def test_what_cannot_be_extracted_is_refused(arguments, message):
     given = {"images": noise(2, 8), "mean": MEAN, "std": STD, "size": None}
     with pytest.raises(ValueError, match=message):
         extract(nn.Flatten(), **(given | arguments))
-
-
-def test_raw_pixels_average_areas_by_hand():
-    # A 4 x 6 image, of which columns 1 to 4 are the centre square; each of its quarters is averaged.
-    image = torch.arange(24, dtype=torch.uint8).view(1, 1, 4, 6)
-    expected = torch.tensor([[(1 + 2 + 7 + 8), (3 + 4 + 9 + 10), (13 + 14 + 19 + 20), (15 + 16 + 21 + 22)]]) / 4 / 255
-    torch.testing.assert_close(raw_pixels(image, side=2), expected)
-
-
-@pytest.mark.parametrize(("height", "features"), [(32, 3072), (28, 2352), (50, 3072)])
-def test_raw_pixels_keep_images_up_to_32_px(height, features):
-    images = noise(3, height)
-    rows = raw_pixels(images)
-    assert rows.shape == (3, features)
-    assert rows.dtype == torch.float32
-    assert 0 <= rows.min() <= rows.max() <= 1
-    if height <= 32:
-        assert torch.equal(rows, images.flatten(1).float() / 255)
-
-
-def test_raw_pixels_of_batches_are_those_of_the_whole():
-    images = noise(9, 40)
-    torch.testing.assert_close(raw_pixels(iter(images.split(4))), raw_pixels(images))
-
-
-def test_raw_pixels_refuse_more_than_32_px():
-    with pytest.raises(ValueError, match="side=64"):
-        raw_pixels(noise(1, 64), side=64)
-    with pytest.raises(ValueError, match="no images"):
-        raw_pixels([])

@@ -14,7 +14,6 @@ from byol.data.loader import HOLD_OUT_EPOCH, Loader, Normalization, load_pixels
 from byol.data.open import open_source
 from byol.data.source import DataError
 from byol.evaluate.columns import Pixels
-from byol.evaluate.features import extract, raw_pixels
 from byol.evaluate.unlabelled import (
     MOST_IMAGES,
     RESAMPLES,
@@ -152,14 +151,6 @@ def test_a_network_that_says_nothing_has_no_retrieval_and_no_rank():
     numbers = unlabelled_numbers(Constant(), noise(300), noise(300, seed=1), noise(300, seed=2), normalization=HALF)
     assert (numbers.effective_rank, numbers.alignment, numbers.uniformity) == (0.0, 0.0, 0.0)
     assert numbers.view_retrieval == 0.0
-
-
-@pytest.mark.parametrize("size", [8, 32, 64, 50])
-def test_raw_pixels_are_those_of_the_evaluation(size):
-    images = noise(3, size)
-    found = extract(Pixels(), images, mean=(0, 0, 0), std=(1, 1, 1), size=None)
-    torch.testing.assert_close(found, raw_pixels(images))
-    assert not list(Pixels().parameters())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Labels are used here and in nothing that trains an encoder. Every choice is made
 data are read last.
 """
 
-from byol.evaluate.features import extract, raw_pixels
+from byol.evaluate.features import extract
 from byol.evaluate.fewshot import FewshotResult, fewshot_evaluation
 from byol.evaluate.knn import weighted_knn
 from byol.evaluate.linear import LinearFit, LinearResult, fit_linear, linear_evaluation
@@ -22,6 +22,5 @@ __all__ = [
     "fit_multilabel",
     "linear_evaluation",
     "logistic_regression",
-    "raw_pixels",
     "weighted_knn",
 ]

@@ -1,4 +1,4 @@
-"""Features of images: a frozen encoder's, and the raw pixels it must beat."""
+"""Features of images: a frozen encoder's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from torch import Tensor, nn
 
 CROP_SHARE = 0.875
 """Side of the evaluation crop over the image's shorter side: 224/256, as in BYOL's released code."""
-
-RAW_SIDE_PX = 32
-"""Largest side for `raw_pixels`: 3,072 features of an RGB image; a linear fit on more takes minutes."""
-
-RAW_BATCH = 1024
-"""Images that `raw_pixels` turns to float32 at a time."""
 
 
 def extract(
@@ -111,26 +105,6 @@ def evaluation_view(images: Tensor, size: int) -> Tensor:
         return square
     # Bicubic interpolation overshoots at edges.
     return F.interpolate(square, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def raw_pixels(images: Tensor | Iterable[Tensor], side: int = RAW_SIDE_PX) -> Tensor:
-    """The pixels as features, a baseline: [N, C * s * s] float32, 0 to 1, s = min(side, shorter side).
-
-    images: [N, C, H, W] uint8, 0-255, or an iterable of such batches. The whole centre square is taken and,
-    where it is larger than `side` px, averaged over areas. side: 1 to RAW_SIDE_PX.
-    """
-    if not 1 <= side <= RAW_SIDE_PX:
-        raise ValueError(f"side={side} is not allowed; use 1 to {RAW_SIDE_PX} px")
-    features = []
-    for batch in _batches(images, RAW_BATCH):
-        shorter = min(batch.shape[-2:])
-        x = _centre_square(batch, shorter).float() / 255
-        if shorter > side:
-            x = F.interpolate(x, size=(side, side), mode="area")
-        features.append(x.flatten(1).cpu())
-    if not features:
-        raise ValueError("there are no images to take pixels from")
-    return torch.cat(features)
 
 
 def _centre_square(images: Tensor, side: int) -> Tensor:

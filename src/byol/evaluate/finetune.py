@@ -17,13 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.data.loader import Loader, Normalization
 from byol.data.source import Source
+from byol.evaluate.scores import Score, accuracy
 from byol.evaluate.sgd import (
     CROP_FLIP,
     MOMENTUM,
     Input,
-    Score,
     Split,
-    accuracy,
     best,
     check,
     chosen,

@@ -13,15 +13,13 @@ import numpy as np
 from torch import Tensor
 
 from byol.evaluate.logistic import CHOICE, FINAL, Effort, LinearClassifier, labelled, logistic_path
+from byol.evaluate.scores import Score, accuracy
 
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())
 """Penalties tried by default, 1e-6 to 1e5: the published ones."""
 
 Split = tuple[np.ndarray, np.ndarray]
 """Indices of a fit part and of a validation part of the training data."""
-
-Score = Callable[[np.ndarray, np.ndarray], float]
-"""(true labels, predictions) -> what the chosen penalty makes greatest."""
 
 Fits = Callable[[np.ndarray | None, list[float], Effort], Iterator[tuple[float, LinearClassifier]]]
 """(rows, penalties in mean form, effort) -> the fits to these rows (None: to all), from the largest penalty down."""
@@ -75,17 +73,12 @@ def linear_evaluation(
     test_x, test_y = labelled(test_x, test_y)
     predictions = fit.classifier.predict(test_x)
     return LinearResult(
-        accuracy=accuracy(test_y, predictions),
+        accuracy=float(accuracy(test_y, predictions)),
         penalty=fit.penalty,
         validation_accuracies=fit.validation_scores,
         converged=fit.converged,
         predictions=predictions,
     )
-
-
-def accuracy(y: np.ndarray, predictions: np.ndarray) -> float:
-    """The share, 0 to 1, of predictions: [N] that equal y: [N]."""
-    return float((predictions == y).mean())
 
 
 def fit_linear(

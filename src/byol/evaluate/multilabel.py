@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from byol.evaluate.linear import PENALTIES, LinearFit, Score, Split, check_share, fit_chosen
+from byol.evaluate.linear import PENALTIES, LinearFit, Split, check_share, fit_chosen
 from byol.evaluate.logistic import Effort, Standardised, descend, features, sigmoid, standardisation
+from byol.evaluate.scores import Score
 
 
 def fit_multilabel(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from byol.data.source import DataError
 from byol.evaluate import scores, subsets
 from byol.evaluate.columns import SUPERVISED, UNTRAINED, Column
 from byol.evaluate.fewshot import fit_fewshot
@@ -317,11 +318,14 @@ def _finetuned(training: Training, column: Column, grid: Grid, chosen: list[np.n
 
 def _said_by(models: Sequence[Any]) -> Callable[[Labelled, np.ndarray | None], np.ndarray]:
     def predict(test: Labelled, x: np.ndarray | None) -> np.ndarray:
-        said = np.full((len(models), len(test)), -1)  # what cannot be read is wrong
-        for i, model in enumerate(models):
+        said = []
+        for model in models:
             rows, logits = model.scores(test.source, test.pixels)
-            said[i, rows] = logits.argmax(axis=1)
-        return said if len(said) > 1 else said[0]
+            if len(rows) < len(test):  # those that never could were left out before
+                gone = len(test) - len(rows)
+                raise DataError(f"{test.source.name}: {gone} images can no longer be read; is the disk whole?")
+            said.append(logits.argmax(axis=1))
+        return np.stack(said) if len(said) > 1 else said[0]
 
     return predict
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 Metric = Callable[..., "float | np.ndarray"]
+
+Score = Callable[[np.ndarray, np.ndarray], Any]
+"""A metric by which something is chosen: (y [N], predictions [N]) -> a number, the higher the better."""
 
 RESAMPLES = 2000
 """For an interval. Its ends then vary with the seed by 0.06 standard errors: sqrt(0.025 * 0.975 / 2000) / phi(1.96)."""

@@ -23,12 +23,11 @@ from byol.data.source import HOW_TO_LABEL, DataError, Source
 from byol.encoder import initialize
 from byol.evaluate.features import extract
 from byol.evaluate.images import evaluation_batches
+from byol.evaluate.scores import Score, accuracy
 from byol.schedules import warmup_cosine
 from byol.views.view import View
 
 Candidate = TypeVar("Candidate")
-Score = Callable[[np.ndarray, np.ndarray], float]
-"""(labels [N], predicted classes [N]) -> a number, the higher the better."""
 Split = tuple[np.ndarray, np.ndarray]
 """Rows of a source to fit to and rows to choose on, each int64, without a row in common."""
 
@@ -122,11 +121,6 @@ class SGDFit:
         """
         rows, features = self.input.outputs(self.network, source, pixels)
         return rows, logits(self.head, features).numpy()
-
-
-def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """The share, 0 to 1, of predictions [N] that equal the labels [N]."""
-    return float((labels == predictions).mean())
 
 
 def fit_sgd_linear(

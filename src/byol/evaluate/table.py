@@ -175,6 +175,7 @@ def _features(
     column: Column, part: Labelled, settings: Settings, cache: FeatureCache | None, working: Working = idle
 ) -> np.ndarray:
     """[N, D] float16 (float32 where that is too narrow), row i = image i of the part; NaN where it is unusable."""
+    column.network.to(settings.device or "cpu")
 
     def images() -> Iterator[Tensor]:
         following = 0

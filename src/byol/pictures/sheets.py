@@ -154,4 +154,4 @@ def _bounds(axis: Any, width: float, height: float) -> None:
 
 def sample_rows(num: int, total: int) -> Tensor:
     """`num` rows evenly spaced over 0 .. total - 1."""
-    return torch.linspace(0, total - 1, min(num, total)).long().unique()
+    return torch.linspace(0, total - 1, min(num, total), dtype=torch.float64).long().unique()

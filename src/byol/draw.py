@@ -1,0 +1,85 @@
+"""The pictures of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binomtest
+
+from byol import pictures
+from byol.evaluate import scores
+from byol.evaluate.columns import BACKBONE, UNTRAINED
+from byol.evaluate.knn import nearest
+from byol.evaluate.labelled import Labelled
+from byol.evaluate.table import Evaluated
+
+
+def draw(evaluated: Evaluated, run_directory: Path) -> list[str]:
+    """The pictures of an evaluation, into the run's directory; their names."""
+    found, test = evaluated.found, evaluated.test
+    title = f"{Path(found['run']).name} on {Path(found['data']).name}"
+    title += " (trained with labels)" if found.get("used_labels") else ""
+    pictures.results_chart(pictures.result_rows(found), run_directory / "results.png", title=title)
+    drawn = ["results.png"]
+    single = [(row, name) for row, name in evaluated.predictions if name == BACKBONE]
+    best = next((key for key in single if key[0].startswith("linear")), single[0] if single else None)
+    if best is not None and test.targets is None and evaluated.predictions[best].ndim == 1:
+        said, y = evaluated.predictions[best], test.labels
+        counts = scores.confusion(y, said, len(test.classes))
+        pictures.confusion_matrix(counts, test.classes, run_directory / "confusion.png", title=f"{title}: {best[0]}")
+        rows = []
+        for label, name in enumerate(test.classes):
+            of_class = said[y == label] == label
+            if len(of_class):
+                low, high = binomtest(int(of_class.sum()), len(of_class)).proportion_ci(method="wilson")
+                rows.append((name, float(of_class.mean()), float(low), float(high), len(of_class)))
+        other = evaluated.predictions.get((best[0], UNTRAINED))
+        baseline_scores = None
+        if other is not None:
+            baseline_scores = {
+                name: float((other[y == label] == label).mean())
+                for label, name in enumerate(test.classes)
+                if (y == label).any()
+            }
+        pictures.per_class(rows, run_directory / "per-class.png", title=f"{title}: {best[0]}", baseline=baseline_scores)
+        drawn += ["confusion.png", "per-class.png"]
+    if BACKBONE in evaluated.features:
+        _draw_neighbours(evaluated, run_directory / "neighbours.png", title)
+        drawn.append("neighbours.png")
+    curves: dict[str, list[tuple[int, float, float, float]]] = {}
+    for row in found["rows"]:
+        if row["protocol"] == "semi":
+            for name, numbers in row["columns"].items():
+                curves.setdefault(name, []).append((row["labels"], numbers["score"], *numbers["interval_95"]))
+    if any(len(points) > 1 for points in curves.values()):
+        ordered = {name: sorted(points) for name, points in curves.items()}
+        pictures.label_efficiency(ordered, run_directory / "labels.png", title=f"{title}: fine-tuned on few labels")
+        drawn.append("labels.png")
+    return drawn
+
+
+def _draw_neighbours(evaluated: Evaluated, path: Path, title: str) -> None:
+    """Some test images, and the training images whose features are nearest."""
+    train, test = evaluated.train, evaluated.test
+    rows = pictures.sample_rows(8, len(test)).numpy()
+    train_x, test_x = evaluated.features[BACKBONE]
+    _, neighbours = nearest(train_x, np.asarray(test_x[rows]), 8)
+
+    def image(part: Labelled, row: int) -> np.ndarray:
+        return part.source.read(int(part.source.ids[row]))
+
+    known = test.targets is None
+    pictures.neighbour_sheet(
+        [image(test, row) for row in rows],
+        [[image(train, int(n)) for n in near] for near in neighbours],
+        [
+            [bool(train.labels[int(n)] == test.labels[row]) for n in near]
+            for row, near in zip(rows, neighbours, strict=True)
+        ]
+        if known
+        else None,
+        [test.classes[test.labels[row]] if known else "" for row in rows],
+        path,
+        title=f"{title}: nearest training images",
+    )

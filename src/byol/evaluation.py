@@ -1,0 +1,368 @@
+"""From a run's backbone to numbers: how good it is beside what it must beat, with labels or without."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byol import pictures
+from byol.data.labels import with_groups, with_labels
+from byol.data.loader import Normalization, fits_memory, load_pixels
+from byol.data.open import open_source
+from byol.data.source import Part, Source
+from byol.draw import draw
+from byol.encoder import Encoder, EncoderSpec
+from byol.evaluate.cache import FeatureCache
+from byol.evaluate.columns import BACKBONE, RAW_PIXELS, SUPERVISED, UNTRAINED, Column, backbone, raw_pixels, untrained
+from byol.evaluate.images import evaluation_images
+from byol.evaluate.labelled import Labelled, Parts, apart, labelled_of, with_classes_of
+from byol.evaluate.labelled import load as load_part
+from byol.evaluate.protocols import Settings
+from byol.evaluate.subsets import write_list
+from byol.evaluate.suggest import suggest
+from byol.evaluate.table import Evaluated, all_features, evaluate, stronger_untrained
+from byol.evaluate.unlabelled import Numbers, unlabelled_numbers, view_pairs
+from byol.export import DESCRIPTION, load, read_description, start_from
+from byol.names import PRETRAINED, backbones, split_tag, unknown
+from byol.pipeline import Observer, Silent
+from byol.run import Run
+from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View
+
+COLUMNS = (BACKBONE, RAW_PIXELS, UNTRAINED)
+USUAL = ("knn", "linear", "fewshot")
+"""Protocols where none was asked for: those that take minutes at most."""
+TEST_SHARE = 0.2
+"""Share of labelled images held out for testing where the data come without a test part."""
+
+
+def open_images(
+    data: str,
+    *,
+    part: Part = "train",
+    channels: int | None = None,
+    labels: str | None = None,
+    groups: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Source:
+    """A part of `data`. channels: that the encoder takes, where the source may choose. labels: a file that names them.
+    groups: what images belong together, see `with_groups`."""
+    source = open_source(data, part=part, channels=channels if channels in (1, 3) else None)
+    if labels is not None:
+        source = with_labels(source, labels, say=say)
+    return source if groups is None else with_groups(source, groups, labels)
+
+
+def open_parts(
+    data: str,
+    test: str | None,
+    *,
+    channels: int | None = None,
+    labels: str | None = None,
+    groups: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    opened: Source | None = None,
+) -> Parts:
+    """Labelled training images, and test images that are read when they are asked for. test: other data to test on;
+    else the test part of `data`, or a fifth of it where it has none. channels, labels, groups: see `open_images`;
+    opened: what that gave, where it was called before."""
+    if opened is None:
+        opened = open_images(data, channels=channels, labels=labels, groups=groups, say=say)
+    source = labelled_of(opened)
+    name = test or data
+    if test is None and not source.has_test_part:
+        fit, held = apart(source, TEST_SHARE, seed=0)
+        return Parts(load_part(source.subset(fit)), cache(lambda: load_part(source.subset(held))), name)
+
+    def open_test() -> Labelled:
+        found = open_images(
+            name, part="all" if test else "test", channels=source.channels, labels=labels, groups=groups, say=say
+        )
+        return load_part(with_classes_of(source, labelled_of(found), name))
+
+    return Parts(load_part(source), cache(open_test), name)
+
+
+def read_backbone(run_directory: Path) -> tuple[dict[str, Any], EncoderSpec, Column]:
+    """(the description, the encoder's structure, the backbone as a column) of a run."""
+    description, encoder = read_description(run_directory), load(run_directory)
+    about = description["normalization"]
+    return description, encoder.spec, backbone(encoder, about["mean"], about["std"])
+
+
+def evaluate_run(
+    run_directory: Path,
+    data: str,
+    *,
+    test: str | None = None,
+    settings: Settings | None = None,
+    labels: str | None = None,
+    groups: str | None = None,
+    baselines: tuple[str, ...] = (),
+    columns: tuple[str, ...] = COLUMNS,
+    observer: Observer | None = None,
+    parts: Parts | None = None,
+    look_for_duplicates: bool = True,
+    features: FeatureCache | None = None,
+    write: bool = True,
+) -> Evaluated:
+    """Evaluate a run's backbone on labelled data, beside what it must beat; keeps the result in the run (if write).
+
+    test, labels, groups: see `open_parts`; parts: what that gave, where it was called before. columns: of the table, to
+    leave out baselines. baselines: further ones, see `baseline`, or "supervised", training from scratch on the labels.
+    look_for_duplicates: among test and training images. features: where they are kept.
+    """
+    observer = observer or Silent()
+    settings = settings or Settings()
+    settings = replace(settings, device=settings.device or _device(), flip=_flip(run_directory))
+    description, spec, own = read_backbone(run_directory)
+    if parts is None:
+        parts = open_parts(data, test, channels=spec.channels, labels=labels, groups=groups, say=observer.say)
+    scratch = None
+    if UNTRAINED in columns or SUPERVISED in baselines:
+        observer.say("the untrained network")
+        scratch = stronger_untrained(spec, description["seed"], own, parts.train, settings, features)
+    found_columns = [own] if BACKBONE in columns else []
+    found_columns += [raw_pixels(spec.image_size, spec.channels)] if RAW_PIXELS in columns else []
+    found_columns += [scratch] if scratch is not None and UNTRAINED in columns else []
+    found_columns += [baseline(name, own) for name in baselines if name != SUPERVISED]
+    if twice := [name for name, count in Counter(c.name for c in found_columns).items() if count > 1]:
+        raise ValueError(f"--baseline {twice[0]} is there twice; rename the directory of one")
+    evaluated = evaluate(
+        found_columns,
+        parts,
+        settings,
+        scratch=None if scratch is None else replace(scratch, name=SUPERVISED),
+        supervised=SUPERVISED in baselines,
+        cache=features,
+        look_for_duplicates=look_for_duplicates,
+        say=observer.say,
+        working=observer.working,
+    )
+    used = {"used_labels": True} if description.get("used_labels") else {}
+    about = {"run": str(run_directory), "data": data, "test": test, "labels_file": labels, "grouped_by": groups}
+    evaluated = replace(evaluated, found={**about, **used, **evaluated.found})
+    if write:
+        evaluated = replace(evaluated, found=_keep(run_directory, evaluated))
+    return evaluated
+
+
+def evaluate_sources(
+    run_directory: Path,
+    data: Sequence[str],
+    *,
+    settings: Settings,
+    metrics: tuple[str, ...] = (),
+    test: str | None = None,
+    labels: str | None = None,
+    groups: str | None = None,
+    baselines: tuple[str, ...] = (),
+    suggest: int | None = None,
+    features: FeatureCache | None = None,
+    observer: Observer | None = None,
+) -> list[dict[str, Any]]:
+    """What `byol evaluate` does: every protocol that was asked for on every source, with its pictures.
+
+    settings.protocols: none for the usual ones, which without labels are those that need none. metrics: one, or one a
+    source. suggest: how many images worth labelling to name.
+    """
+    observer = observer or Silent()
+    settings = replace(settings, device=settings.device or _device())
+    columns = (BACKBONE,) if "none" in baselines else COLUMNS
+    channels = read_description(run_directory)["channels"]
+    others = tuple(name for name in baselines if name != "none")
+    found = []
+    for i, place in enumerate(data):
+        if len(data) > 1:
+            observer.say(f"{i + 1} of {len(data)}: {place}")
+        chosen = settings.protocols or (("linear",) if len(data) > 1 else (*USUAL, "views"))
+        chosen = tuple(dict.fromkeys("linear" if name == "transfer" else name for name in chosen))
+        trained = tuple(name for name in chosen if name != "views")
+        source = open_images(place, channels=channels, labels=labels, groups=groups, say=observer.say)
+        if not settings.protocols and not _has_labels(source):
+            observer.say(f"{place} has no labels: measured is what can be without")
+            trained = ()
+        result: dict[str, Any] = {"run": str(run_directory), "data": place}
+        drawn: list[str] = []
+        if trained:
+            metric = metrics[i if len(metrics) > 1 else 0] if metrics else settings.metric
+            evaluated = evaluate_run(
+                run_directory,
+                place,
+                test=test,
+                settings=replace(settings, protocols=trained, metric=metric),
+                labels=labels,
+                groups=groups,
+                baselines=others,
+                columns=columns,
+                observer=observer,
+                parts=open_parts(place, test, labels=labels, groups=groups, say=observer.say, opened=source),
+                features=features,
+            )
+            result = evaluated.found
+            drawn += draw(evaluated, run_directory)
+        if "views" in chosen:
+            result["unlabelled"] = without_labels(
+                run_directory, place, opened=source, columns=columns, device=settings.device, observer=observer
+            )
+        if suggest is not None:
+            result["suggested"], sheet = worth_labelling(
+                run_directory, source, suggest, settings=settings, features=features, observer=observer
+            )
+            drawn.append(sheet)
+        result["pictures"] = drawn
+        _write_evaluation(run_directory, result)
+        found.append(result)
+    return found
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _has_labels(source: Source) -> bool:
+    return source.targets is not None or (source.labels is not None and bool((source.labels >= 0).any()))
+
+
+def without_labels(
+    run_directory: Path,
+    data: str,
+    *,
+    opened: Source | None = None,
+    columns: tuple[str, ...] = COLUMNS,
+    device: str | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Numbers that need no labels, of the backbone, raw pixels and the untrained network (the better one by view
+    retrieval): see `byol.evaluate.unlabelled`. The views are the run's own, drawn anew. opened: the training part of
+    `data`, where it was opened before."""
+    observer = observer or Silent()
+    description, spec, own = read_backbone(run_directory)
+    run = Run.read(run_directory / "run.json")
+    source = open_images(data, channels=spec.channels) if opened is None else opened
+    if source.has_test_part:  # images that a run on the training part never saw
+        source = open_images(data, part="test", channels=source.channels)
+    pixels = None
+    if fits_memory(source):
+        source, pixels, _ = load_pixels(source)
+    views = tuple(View(**fields) for fields in run.views)
+    rows, first, second = view_pairs(source, pixels, views, size=spec.image_size, seed=run.seed)
+    plain = evaluation_images(source, pixels, rows, spec.image_size)
+    device = device or _device()
+
+    def numbers(column: Column) -> Numbers:
+        observer.say(f"without labels: {column.name}")
+        network = column.network.to(device)
+        return unlabelled_numbers(network, plain, first, second, normalization=column.normalization, device=device)
+
+    found: dict[str, Any] = {BACKBONE: asdict(numbers(own))} if BACKBONE in columns else {}
+    if RAW_PIXELS in columns:
+        found[RAW_PIXELS] = asdict(numbers(raw_pixels(spec.image_size, spec.channels)))
+    if UNTRAINED in columns:
+        both = [
+            numbers(replace(own, name=UNTRAINED, network=untrained(spec, description["seed"], last_scale=scale)))
+            for scale in (0, 1)
+        ]
+        found[UNTRAINED] = asdict(max(both, key=lambda each: each.view_retrieval))
+    return found
+
+
+def worth_labelling(
+    run_directory: Path,
+    source: Source,
+    count: int,
+    *,
+    settings: Settings,
+    features: FeatureCache | None = None,
+    observer: Observer | None = None,
+) -> tuple[list[str], str]:
+    """(names of `count` images worth labelling first, the picture of them): writes suggested.csv and .png."""
+    observer = observer or Silent()
+    _, _, own = read_backbone(run_directory)
+    part = load_part(replace(source, labels=None, targets=None, classes=()))
+    part, found = all_features([own], part, settings, features, observer.working)
+    observer.say("images worth labelling first")
+    rows = suggest(found[own.name], count, seed=settings.seed)
+    names = [part.source.name_of(int(part.source.ids[row])) for row in rows]
+    with (run_directory / "suggested.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label"])
+        writer.writerows([name, ""] for name in names)
+    images = [part.source.read(int(part.source.ids[row])) for row in rows[:100]]
+    title = f"{Path(source.name).name}: the images worth labelling first"
+    pictures.suggested_sheet(images, names[:100], run_directory / "suggested.png", title=title)
+    return names, "suggested.png"
+
+
+def baseline(name: str, like: Column) -> Column:
+    """A network to stand beside a backbone: a run, timm:NAME.TAG, or NAME=FILE.safetensors, a timm model with local
+    weights. like: the backbone, whose input size and, but for a run, normalisation it gets."""
+    if (Path(name) / DESCRIPTION).is_file():
+        about = read_description(Path(name))["normalization"]
+        return backbone(load(name), about["mean"], about["std"], Path(name).resolve().name)
+    assert isinstance(like.network, Encoder)
+    model, equals, file = name.partition("=")
+    if name.startswith(PRETRAINED):
+        model = split_tag(name)[0]
+    elif not equals:
+        raise ValueError(f"--baseline {name} is no run, timm:NAME.TAG, NAME=FILE.safetensors, supervised or none")
+    if model not in backbones():
+        raise ValueError(unknown("backbone", model, backbones()))
+    channels = like.network.spec.channels
+    encoder = start_from(Encoder(EncoderSpec(model, like.size, channels)), file if equals else name)
+    rgb = channels == 3
+    return Column(
+        model, encoder.eval(), Normalization(IMAGENET_MEAN, IMAGENET_STD) if rgb else like.normalization, like.size
+    )
+
+
+def _flip(run_directory: Path) -> float:
+    """Images of things that a mirror changes, such as letters, are not mirrored: where the run's own views are not."""
+    if not (run_directory / "run.json").is_file():
+        return View().flip
+    views = Run.read(run_directory / "run.json").views
+    return View().flip if any(view["flip"] > 0 for view in views) else 0.0
+
+
+def _keep(run_directory: Path, evaluated: Evaluated) -> dict[str, Any]:
+    """Write what was found, with the rows that earlier evaluations of the same kind found; returns all of it."""
+    found = evaluated.found
+    same = ("data", "test", "labels_file", "grouped_by", "metric", "seed", "format")
+    hashes = found["hashes"]
+    identity = [*(found[name] for name in same), hashes["columns"].get(BACKBONE), hashes["train"], hashes["test"]]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+    found["kept_as"] = f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(found['data']).name).strip('-')}-{digest}"
+    path = run_directory / "evaluations" / f"{found['kept_as']}.json"
+    if path.is_file():
+        before = json.loads(path.read_text("utf-8"))
+        new = {row["name"] for row in found["rows"]}
+        found["hashes"] = {**hashes, "columns": before["hashes"]["columns"] | hashes["columns"]}
+        found = {**before, **found, "rows": [r for r in before["rows"] if r["name"] not in new] + found["rows"]}
+    for name, rows in evaluated.lists.items():
+        source = evaluated.train.source
+        path.parent.mkdir(exist_ok=True)
+        listed = [source.name_of(int(i)) for i in source.ids[rows]]
+        write_list(path.with_name(f"{found['kept_as']}-{name}.txt"), listed)
+    _write_evaluation(run_directory, found)
+    return found
+
+
+def _write_evaluation(run_directory: Path, found: dict[str, Any]) -> None:
+    """evaluation.json, the last one, and a copy below evaluations/, where those of other data stay."""
+    places = [run_directory / "evaluation.json"]
+    if "kept_as" in found:
+        places.append(run_directory / "evaluations" / f"{found['kept_as']}.json")
+        places[-1].parent.mkdir(exist_ok=True)
+    for place in places:
+        temporary = place.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        temporary.replace(place)
