@@ -18,7 +18,7 @@ from byol.evaluate.columns import BACKBONE, RAW_PIXELS, SUPERVISED, UNTRAINED, b
 from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.labelled import Labelled, Parts, apart, labelled_of, load, with_classes_of
 from byol.evaluate.protocols import Settings, score_of
-from byol.evaluate.table import evaluate, stronger_untrained
+from byol.evaluate.table import all_features, evaluate, stronger_untrained
 from byol.options import Options
 from byol.plan import plan
 from byol.train import build
@@ -197,14 +197,25 @@ def test_unusable_images_count_for_nobody(tmp_path):
         for i in range(12):
             pixels = generator.integers(0, 120, (160, 160, 3)) + (120 if label == "b" else 0)
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / label / f"{i:02}.jpg")
-    whole = (tmp_path / "a" / "03.jpg").read_bytes()
-    (tmp_path / "a" / "03.jpg").write_bytes(whole[: len(whole) // 2])  # its header is whole
     source = labelled_of(open_source(str(tmp_path)))
     fit, held = apart(source, 0.25, seed=0)
     spec = replace(SPEC, channels=3, image_size=32)
     own = backbone(untrained(spec, 0, last_scale=1), (0.4,) * 3, (0.2,) * 3)
-    parts = Parts(load(source.subset(fit)), lambda: load(source.subset(held)), "test")
-    found = evaluate([own, raw_pixels(32, 3)], parts, replace(QUICK, protocols=("knn",))).found
+    both = [own, raw_pixels(32, 3)]
+    # Read when they are asked for, as images of a large folder are.
+    train = Labelled(source.subset(fit), None, source.classes)
+    whole, clean = all_features(both, train, QUICK)
+    broken = train.source.name_of(int(train.source.ids[4]))
+    bytes_ = (tmp_path / broken).read_bytes()
+    (tmp_path / broken).write_bytes(bytes_[: len(bytes_) // 2])  # its header is whole
+    left, features = all_features(both, train, QUICK)
+    rows = np.delete(np.arange(len(whole)), 4)
+    assert left.source.ids.tolist() == whole.source.ids[rows].tolist()
+    for name, x in features.items():
+        assert x.dtype == clean[name].dtype
+        assert np.array_equal(x, clean[name][rows])
+    parts = Parts(train, lambda: Labelled(source.subset(held), None, source.classes), "test")
+    found = evaluate(both, parts, replace(QUICK, protocols=("knn",))).found
     assert found["train_images"] + found["test_images"] == 23
 
 

@@ -134,7 +134,8 @@ def cached_features(cache: FeatureCache | None, key: str, count: int, batches: I
     """Features by `key`: from the cache, or from batches, which are then stored there.
 
     batches: [B, D] floating, `count` rows in all; not touched where the cache has them. Returns [count, D] float16, or
-    float32 as ROUNDING says: mapped read-only from the cache's file, or in memory without a cache, with the same bits.
+    float32 as ROUNDING says: mapped read-only from the cache's file, or without a cache from one that nobody else sees
+    and that goes with the array, with the same bits.
     """
     if cache is not None and (found := cache.read(key, count)) is not None:
         return found
@@ -158,12 +159,11 @@ def cached_features(cache: FeatureCache | None, key: str, count: int, batches: I
             chunks = (chunk.astype(dtype) for chunk in _chunks(spool, rounding.dim))
             if cache is not None:
                 return cache.write(key, shape, dtype, chunks)
-            out = np.empty(shape, dtype)
-            start = 0
-            for chunk in chunks:
-                out[start : start + len(chunk)] = chunk
-                start += len(chunk)
-            return out
+            with tempfile.TemporaryFile(dir=directory) as kept:
+                for chunk in chunks:
+                    kept.write(chunk)
+                kept.flush()
+                return np.memmap(kept, dtype, "r", shape=shape)
     finally:
         with suppress(OSError):  # of a full disk, which the exception on its way already says
             spool.close()

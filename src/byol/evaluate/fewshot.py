@@ -12,6 +12,7 @@ from torch import Tensor
 
 from byol.evaluate.linear import best_penalty, stratified_split
 from byol.evaluate.logistic import LinearClassifier, labelled, logistic_path, logistic_regression, standardisation
+from byol.evaluate.scores import accuracy
 
 PENALTIES = tuple(10.0**e for e in range(-5, 2))
 """Penalties tried by default, 1e-5 to 10: those of `logistic_regression`, against the mean of the images' losses."""
@@ -123,7 +124,7 @@ def fit_fewshot(
         for sample in draw_shots(y[pool], shots, VALIDATION_DRAWS, generator):
             chosen = pool[sample]
             for p, model in logistic_path(x[chosen], y[chosen], penalties, statistics=statistics):
-                scores.setdefault(p, []).append(model.accuracy(x[validation], y[validation]))
+                scores.setdefault(p, []).append(float(accuracy(y[validation], model.predict(x, validation))))
                 converged &= model.converged
         validation_accuracies = {p: float(np.mean(s)) for p, s in scores.items()}
         penalty = best_penalty(validation_accuracies)

@@ -83,5 +83,5 @@ def weighted_knn(
 
 def _unit(rows: Tensor | np.ndarray) -> Tensor:
     """Rows as float32, scaled to length 1."""
-    tensor = rows if isinstance(rows, Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.float32))
+    tensor = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, dtype=np.float32))
     return F.normalize(tensor.float(), dim=1)

@@ -34,6 +34,9 @@ NEIGHBOURS = 20
 MOST_EXACT = 20_000
 """Images up to which clusters are k-means', and above which mini-batch k-means'."""
 
+MOST_IMAGES = 100_000
+"""Images that are compared, at most: 0.8 GB of 2,048 features each. Of more, so many stand for all."""
+
 PENALTY = 0.01
 """Of the classifiers that `suggestion_value` fits. Fixed: a choice would read labels that nobody has yet."""
 
@@ -63,14 +66,18 @@ def suggest(features: np.ndarray | Tensor, count: int, *, seed: int) -> np.ndarr
     rounds its next. Features are not standardised first: of a backbone for MNIST digits, ten labels then gave 0.64
     instead of 0.69, and fifty or a hundred the same.
 
-    features: [N, D] floating, of any scale. count: 1 to N. The same seed gives the same rows, whatever the threads.
+    features: [N, D] floating, of any scale, which may be a memmap: of more than MOST_IMAGES rows so many, drawn with
+    the seed, are read. count: 1 to N, or to MOST_IMAGES. The same seed gives the same rows, whatever the threads.
     """
     x = _features(features)
+    if not 1 <= count <= min(len(x), MOST_IMAGES):
+        raise ValueError(f"count={count} is not allowed; use 1 to {min(len(x), MOST_IMAGES)}")
+    if len(x) > MOST_IMAGES:
+        rows = np.sort(np.random.default_rng(seed).choice(len(x), MOST_IMAGES, replace=False))
+        return rows[suggest(x[rows], count, seed=seed)]
     if not np.isfinite(x).all():
         raise ValueError("features hold values that are not finite; look at the encoder that made them")
     x = normalize(x.astype(np.float32) if x.dtype == np.float16 else x)
-    if not 1 <= count <= len(x):
-        raise ValueError(f"count={count} is not allowed; use 1 to {len(x)}, the number of images")
     # Threads add up a centre's images in an order of their own, and a rounding can move an image.
     with threadpool_limits(1):
         clusters = _clusters(x, min(count, MOST_CLUSTERS), seed)

@@ -26,6 +26,8 @@ from byol.evaluate.splits import split
 
 FORMAT = 2
 """Of evaluation.json."""
+CHOICE_IMAGES = 50_000
+"""Training images, evenly spaced, on which the stronger untrained network is chosen, at most."""
 RANK_IMAGES = 2048
 """Test images, the first ones, whose features' effective rank is taken."""
 NEAR_IMAGES = 1000
@@ -123,11 +125,12 @@ def stronger_untrained(
 def _validation_knn(column: Column, train: Labelled, settings: Settings, cache: FeatureCache | None) -> float:
     if train.targets is not None:  # of several labels an image, how far apart images are has to do
         return effective_rank(torch.from_numpy(np.array(_features(column, train, settings, cache)[:RANK_IMAGES])))
-    x, labels = _features(column, train, settings, cache), train.labels
-    usable = ~np.isnan(x[:, 0])
-    fit, held = split(labels, 0.2, seed=settings.seed, groups=train.source.groups)
-    fit, held = fit[usable[fit]], held[usable[held]]
-    said = weighted_knn(x[fit], torch.from_numpy(labels[fit]), x[held], k=20).numpy()
+    x = _features(column, train, settings, cache)
+    rows = np.flatnonzero(~np.isnan(x[:, 0]))
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), CHOICE_IMAGES)).astype(int)]
+    labels, groups = train.labels[rows], train.source.groups
+    fit, held = split(labels, 0.2, seed=settings.seed, groups=None if groups is None else groups[rows])
+    said = weighted_knn(x[rows[fit]], torch.from_numpy(labels[fit]), x[rows[held]], k=20).numpy()
     return float((said == labels[held]).mean())
 
 
@@ -161,14 +164,16 @@ def all_features(
     working: Working = idle,
 ) -> tuple[Labelled, dict[str, np.ndarray]]:
     """(the part without images that turned out unusable, features [N, D] of each column)."""
-    found: dict[str, np.ndarray] = {}
+    found = {column.name: _features(column, part, settings, cache, working) for column in columns}
+    unusable = [np.isnan(x[:, 0]) for x in found.values()]
+    rows = np.flatnonzero(~np.any(unusable, axis=0)) if unusable else np.arange(len(part))
+    if len(rows) == len(part):
+        return part, found
+    fewer = part.subset(rows)
     for column in columns:
-        x = _features(column, part, settings, cache, working)
-        usable = ~np.isnan(x[:, 0])
-        if not usable.all():
-            part, x = part.subset(np.flatnonzero(usable)), x[usable]
-        found[column.name] = x
-    return part, found
+        chosen = (torch.from_numpy(found[column.name][some]) for some in np.split(rows, range(4096, len(rows), 4096)))
+        found[column.name] = cached_features(cache, _key(column, fewer), len(rows), chosen)
+    return fewer, found
 
 
 def _features(
