@@ -305,6 +305,13 @@ def test_training_from_scratch_stands_beside_without_the_other_baselines(run, sm
     assert set(json.loads(stdout)["rows"][-1]["columns"]) == {"backbone", "supervised"}
 
 
+def test_training_from_scratch_on_labels_that_no_protocol_reads_is_one_line(run, small_run, kept_nowhere):
+    asked = ("--protocol", "knn", "--baseline", "supervised")
+    code, _, stderr = run("evaluate", small_run / "run", small_run / "data.npz", *asked)
+    assert code == 2
+    assert stderr.strip().splitlines()[-1].startswith("byol: --baseline supervised trains on the labels of linear")
+
+
 def test_rows_of_an_earlier_evaluation_stay_and_the_lists_used_are_written(run, small_run, kept_nowhere, tmp_path):
     data, out = small_run / "data.npz", small_run / "run"
     assert run("evaluate", out, data, "--protocol", "knn", "--json")[0] == 0

@@ -41,6 +41,8 @@ from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 COLUMNS = (BACKBONE, RAW_PIXELS, UNTRAINED)
 USUAL = ("knn", "linear", "fewshot")
 """Protocols where none was asked for: those that take minutes at most."""
+ALL_LABELS = ("linear", "linear-sgd", "finetune", "semi")
+"""Protocols beside whose numbers those of training from scratch on the same labels can stand."""
 TEST_SHARE = 0.2
 """Share of labelled images held out for testing where the data come without a test part."""
 
@@ -125,6 +127,8 @@ def evaluate_run(
     settings = settings or Settings()
     settings = replace(settings, device=settings.device or _device(), flip=_flip(run_directory))
     description, spec, own = read_backbone(run_directory)
+    if SUPERVISED in baselines and not set(settings.protocols) & set(ALL_LABELS):
+        raise ValueError(f"--baseline {SUPERVISED} trains on the labels of {', '.join(ALL_LABELS)}; add one --protocol")
     if parts is None:
         parts = open_parts(data, test, channels=spec.channels, labels=labels, groups=groups, say=observer.say)
     scratch = None

@@ -163,7 +163,7 @@ def test_test_images_are_read_after_the_last_choice(monkeypatch):
     found = evaluate(columns(), parts, everything, scratch=scratch, supervised=True).found
     assert {row["protocol"] for row in found["rows"]} == set(everything.protocols)
     by = {row["protocol"]: set(row["columns"]) for row in found["rows"]}
-    assert by["linear-sgd"] == {BACKBONE, RAW_PIXELS, UNTRAINED, SUPERVISED}
+    assert by["linear-sgd"] == by["linear"] == {BACKBONE, RAW_PIXELS, UNTRAINED, SUPERVISED}
     assert by["semi"] == by["finetune"] == {BACKBONE, SUPERVISED}
 
 

@@ -189,6 +189,10 @@ def _linear(training: Training) -> list[Row]:
         f"logistic regression on standardised frozen features: L-BFGS, 45 penalties from 1e-6 to 1e5, chosen by "
         f"{settings.metric} on {VALIDATION_SHARE:.0%} of the training images, then fitted to all of them"
     )
+    if training.scratch is not None and training.supervised and train.targets is None:
+        grid = TRANSFER if settings.full_grid else TRANSFER_SMALL
+        fitted[SUPERVISED] = _finetuned(training, training.scratch, grid, None)
+        about += f"; {SUPERVISED}: {grid.about()}"
     return [Row("linear", "linear, all labels", about, len(train), fitted)]
 
 
