@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from byol import ablate
@@ -69,7 +70,7 @@ def test_the_arms_of_a_list_differ_in_what_it_is_about():
         "tau": {"tau", "tau_schedule"},
         "target": {"target", "predictor_depth", "beta", "lr_scales"},
         "collapse": {"target", "predictor_depth", "beta"},
-        "batch-size": {"batch_size", "accumulate", "base_lr", "weight_decay", "optimizer", "warmup_steps"},
+        "batch-size": {"batch_size", "accumulate"},
         "augmentations": {"view.flip", "view.blur", "view.jitter", "view.gray", "view.solarize"},
         "projector": {"depth", "predictor_depth", "out"},
         "learning-rate": {"base_lr"},
@@ -81,7 +82,8 @@ def test_the_arms_of_a_list_differ_in_what_it_is_about():
     for name, make in EXPERIMENTS.items():
         for arm in make(base).arms:
             if arm.options is not None and arm.line == "BYOL":
-                assert _changes(arm.options, base) <= allowed[name], arm.name
+                start = base.at_batch(1024) if name == "batch-size" else base
+                assert _changes(arm.options, start) <= allowed[name], arm.name
 
 
 def test_a_batch_of_1024_is_averaged_whatever_its_parts():
@@ -89,6 +91,52 @@ def test_a_batch_of_1024_is_averaged_whatever_its_parts():
         assert arm.options.batch_size * arm.options.accumulate == 1024
     lines = {arm.line: arm.options.method for arm in EXPERIMENTS["batch-size"](digits_minute()).arms}
     assert lines == {"BYOL": "byol", "SimCLR": "simclr"}
+    base = digits_minute()
+    assert {arm.options.steps * 1024 for arm in EXPERIMENTS["batch-size"](base).arms} == {base.steps * base.batch_size}
+
+
+def test_of_lists_with_longer_runs_the_length_is_the_first_one_s(images, tmp_path, here):
+    result = ablate.ablate(EXPERIMENTS["symmetry"], images, tmp_path, SMALL, seeds=1, processes=1)
+    assert result["steps"] == SMALL.steps
+
+
+def test_an_error_of_any_kind_stops_one_run_alone(images, tmp_path, here, monkeypatch):
+    measure = ablate.train_and_measure
+
+    def short_of_memory(data, place, options, *rest):
+        if options.method_args["tau"] == 0.5:
+            raise RuntimeError("out of memory")
+        return measure(data, place, options, *rest)
+
+    monkeypatch.setattr(ablate, "train_and_measure", short_of_memory)
+    result = ablate.ablate(_pair, images, tmp_path, SMALL, seeds=1, processes=1)
+    assert result["failed"] == {"low, seed 0": "RuntimeError: out of memory"}
+    assert [arm["seeds"] for arm in result["arms"]] == [1, 0, 1]
+
+
+def test_a_list_without_a_result_is_one_clear_line(images, tmp_path, here, monkeypatch):
+    def fail(*_):
+        raise ValueError("the disk is full")
+
+    monkeypatch.setattr(ablate, "train_and_measure", fail)
+    with pytest.raises(ValueError, match=r"no run of pair came to its end; untrained, seed 0: the disk is full"):
+        ablate.ablate(_pair, images, tmp_path, SMALL, seeds=1, processes=1)
+
+
+def test_labels_for_the_evaluation_are_looked_for_before_anything_trains(images, tmp_path, here):
+    np.save(tmp_path / "plain.npy", np.zeros((8, 12, 12, 3), np.uint8))
+    with pytest.raises(ValueError, match="no labels"):
+        ablate.ablate(_pair, images, tmp_path / "out", SMALL, seeds=1, labelled=str(tmp_path / "plain.npy"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_children_see_the_devices_that_the_parent_sees(monkeypatch):
+    monkeypatch.setattr(ablate.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ablate.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert ablate._parallel(None) == (2, None, ["0", "1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-a")
+    assert ablate._parallel(3) == (3, None, ["3", "MIG-a", "3"])
 
 
 class Here:

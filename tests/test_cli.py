@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from byol import cli, names
@@ -285,6 +286,53 @@ def test_a_file_gives_labels_and_groups_to_images_without(run, small_run, kept_n
     assert found["classes"] == ["a", "b", "c"]
     assert found["groups"] * 9 == found["test_images"]
     assert found["rows"][0]["columns"]["backbone"]["over"] == "groups"
+
+
+def test_labels_that_were_filled_in_are_never_written_over(run, small_run, kept_nowhere):
+    asked = ("evaluate", small_run / "run", small_run / "plain.npy", "--suggest", 3, "--json")
+    assert run(*asked)[0] == 0
+    table = small_run / "run/suggested.csv"
+    filled = table.read_text().replace(",\n", ",cat\n", 1)
+    table.write_text(filled)
+    code, stdout, _ = run(*asked)
+    assert code == 0 and json.loads(stdout)["suggested_as"] == "suggested-2.csv"
+    assert table.read_text() == filled
+    assert len((small_run / "run/suggested-2.csv").read_text().splitlines()) == 4
+
+
+def test_several_sources_without_labels_are_measured_too_each_in_a_folder(run, small_run, kept_nowhere):
+    plain = small_run / "plain.npy"
+    code, stdout, stderr = run("evaluate", small_run / "run", plain, plain, "--suggest", 2, "--json")
+    assert code == 0, stderr
+    first, second = json.loads(stdout)["sources"]
+    assert first["unlabelled"] == second["unlabelled"]
+    assert first["suggested_as"] == "evaluations/1-plain-npy/suggested.csv" != second["suggested_as"]
+    assert all((small_run / "run" / each).is_file() for each in second["pictures"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--device", "cuda"), "device='cuda' is not available here; use --device cpu"),
+        (("--labels", "1%"), "--labels 1% is an amount for --protocol semi"),
+        (("--suggest", 91), "use --suggest 90 or less"),
+        (("--metric", "map"), "use top1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(more, message, run, small_run, kept_nowhere):
+    if more[1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    code, _, stderr = run("evaluate", small_run / "run", small_run / "data.npz", *more)
+    assert code == 2
+    assert stderr.strip().splitlines()[-1].startswith("byol: ") and message in stderr.strip().splitlines()[-1]
+
+
+def test_a_backbone_that_came_without_its_run_is_evaluated(run, small_run, kept_nowhere, tmp_path):
+    for name in ("backbone.json", "backbone.safetensors"):
+        (tmp_path / name).write_bytes((small_run / "run" / name).read_bytes())
+    code, stdout, stderr = run("evaluate", tmp_path, small_run / "data.npz", "--protocol", "views", "--json")
+    assert code == 0, stderr
+    assert "view_retrieval" in json.loads(stdout)["unlabelled"]["backbone"]
 
 
 def test_several_sources_are_a_row_each_with_its_metric(run, small_run, kept_nowhere):

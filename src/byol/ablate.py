@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import queue
 import shutil
 import statistics
@@ -23,9 +24,9 @@ from byol import pictures
 from byol.apart import Apart
 from byol.evaluate.columns import BACKBONE, UNTRAINED
 from byol.evaluate.fewshot import mean_interval
-from byol.evaluate.labelled import Parts
+from byol.evaluate.labelled import Parts, digest, labelled_of
 from byol.evaluate.protocols import score_of
-from byol.evaluation import evaluate_run, open_parts, without_labels
+from byol.evaluation import evaluate_run, open_images, open_parts, without_labels
 from byol.experiments.paper import PAPER_STEPS, Arm, Experiment
 from byol.export import DESCRIPTION
 from byol.methods import get
@@ -37,6 +38,8 @@ from byol.train import Training, TrainingStopped
 
 MEASURES = {"linear": "linear", "knn": "kNN", "fewshot": "few-shot"}
 """What is measured of each run, top-1 on test images as a share, and its heading; verdicts are on the first."""
+EXPECTED = (TrainingStopped, BrokenProcessPool, ValueError, OSError)
+"""Whose words say enough; of other errors the kind is told too."""
 RECORD = "runs.jsonl"
 """A line of JSON for each finished run: enough to make every table anew, here or on another machine."""
 
@@ -113,7 +116,10 @@ def ablate(
     observer.say(f"{len(jobs)} runs, {len(missing)} of them to do")
     failed = _run_all(missing, record, data, out, labelled, test, processes, observer)
     runs = {(job.arm.name, job.seed): record[job.key] for job in jobs if job.key in record}
-    result = summary(experiment, runs, seeds=seeds, data=data, steps=jobs[-1].total_steps)
+    if failed and not runs:
+        name, reason = next(iter(failed.items()))
+        raise ValueError(f"no run of {experiment.name} came to its end; {name}: {reason}")
+    result = summary(experiment, runs, seeds=seeds, data=data, steps=jobs[0].total_steps)
     result["failed"] = failed
     (out / f"{experiment.name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     (out / f"{experiment.name}.md").write_text(markdown(result), "utf-8")
@@ -141,6 +147,9 @@ def prediction(
     source, pixels = open_for_training(data, Silent(), base.labels)
     rates: dict[str, float] = {}
     rows, left = [], 0.0
+    count, threads, _ = _parallel(processes)
+    own_threads = torch.get_num_threads()
+    torch.set_num_threads(threads or own_threads)
     for arm in experiment.arms:
         own = [job for job in jobs if job.arm is arm]
         seconds = 0.0
@@ -153,7 +162,8 @@ def prediction(
         todo = [job for job in own if job.key not in record]
         left += seconds * len(todo)
         rows.append((arm.name, len(own), seconds, not todo))
-    return experiment, rows, left / _parallel(processes)[0]
+    torch.set_num_threads(own_threads)
+    return experiment, rows, left / count
 
 
 def _jobs(
@@ -162,8 +172,12 @@ def _jobs(
     """Every run of the list. ValueError, before the first one trains, where one could not be trained."""
     experiment = make(base)
     source, pixels = open_for_training(data, Silent(), base.labels)
-    if (labelled is None or labelled == data) and (source.labels is None or not (source.labels >= 0).any()):
-        open_parts(data, test, channels=None, labels=base.labels)  # says what is missing
+    # Says what is missing before the first run has trained.
+    known = labelled_of(source if labelled in (None, data) else open_images(labelled, labels=base.labels))
+    others: dict[str, Any] = {"labelled": labelled, "test": test}
+    if base.labels is not None or labelled is not None or test is not None:
+        on = None if test is None else open_images(test, part="all").fingerprint
+        others["content"] = [known.fingerprint, digest(known.labels, known.targets), on]
     jobs: list[Job] = []
     for arm in experiment.arms:
         for seed in range(seeds):
@@ -173,7 +187,7 @@ def _jobs(
                 run = plan(options, source, pixels)
             except ValueError as error:
                 raise ValueError(f"{experiment.name}: {arm.name} cannot be trained: {error}") from None
-            key = _key(run, teacher, trained=arm.options is not None, labelled=labelled, test=test)
+            key = _key(run, teacher, trained=arm.options is not None, **others)
             jobs.append(Job(arm, seed, options, key, teacher, run.total_steps))
     return jobs, experiment
 
@@ -217,8 +231,11 @@ def _write_record(path: Path, record: dict[str, dict[str, Any]]) -> None:
 def _parallel(processes: int | None) -> tuple[int, int | None, list[str | None]]:
     """(processes side by side, threads of each, the device that each sees)."""
     if torch.cuda.is_available():
-        count = processes or torch.cuda.device_count()
-        return count, None, [str(i % torch.cuda.device_count()) for i in range(count)]
+        # Where the parent sees some of the devices, its children see those.
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+        count = processes or len(names)
+        return count, None, [names[i % len(names)] for i in range(count)]
     cores = torch.get_num_threads()
     count = processes or cores
     return count, max(1, cores // count), [None] * count
@@ -289,9 +306,10 @@ def _run_all(
                 try:
                     record[job.key] = line = future.result()
                     observer.say(f"{done} of {total}: {name}: {_said(line)}")
-                except (TrainingStopped, BrokenProcessPool, ValueError, OSError) as error:
-                    failed[name] = str(error)
-                    observer.say(f"{done} of {total}: {name} failed: {error}")
+                except Exception as error:  # of whatever kind: the others go on
+                    reason = str(error) or type(error).__name__
+                    failed[name] = reason if isinstance(error, EXPECTED) else f"{type(error).__name__}: {reason}"
+                    observer.say(f"{done} of {total}: {name} failed: {failed[name]}")
                 if not _awaited(job.key, waiting, running.values()):
                     shutil.rmtree(_network(out, job.key), ignore_errors=True)
     finally:

@@ -247,6 +247,8 @@ def evaluate(
     from byol.evaluation import evaluate_sources
 
     wanted = [each for each in labels or () if each not in files]
+    if wanted and "semi" not in (protocol or ()):
+        _fail(f"--labels {wanted[0]} is an amount for --protocol semi; add it, or name a .csv file of labels")
     settings = Settings(
         protocols=tuple(protocol or ()),
         seed=seed,

@@ -109,6 +109,7 @@ def evaluation_tables(found: list[dict[str, Any]]) -> list[Table | str]:
     labelled = [each for each in found if "rows" in each]
     if len(labelled) > 1:
         shown.append(_transfer_table(labelled))
+        shown += [table for each in labelled for table in _differences(each, f"{each['data']}: ")]
     elif labelled:
         shown += [evaluation_table(labelled[0]), *_differences(labelled[0]), *_beside(labelled[0])]
     for each in labelled:
@@ -119,7 +120,7 @@ def evaluation_tables(found: list[dict[str, Any]]) -> list[Table | str]:
         if "suggested" in each:
             names = each["suggested"]
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            shown.append(f"Worth labelling first: {', '.join(names[:5])}{more}; suggested.csv and .png hold all.")
+            shown.append(f"Worth labelling first: {', '.join(names[:5])}{more}; {each['suggested_as']} holds all.")
     return shown
 
 
@@ -145,14 +146,14 @@ def evaluation_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _differences(found: dict[str, Any]) -> list[Table]:
+def _differences(found: dict[str, Any], of: str = "") -> list[Table]:
     """By how much the first column beats each of the others."""
     names = list(dict.fromkeys(name for row in found["rows"] for name in row["differences"]))
     if not names:
         return []
     first = next(iter(found["rows"][0]["columns"]))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(f"{first} minus (paired)")
+    table.add_column(f"{of}{first} minus (paired)")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in found["rows"]:

@@ -15,19 +15,19 @@ from byol.evaluate.labelled import Labelled
 from byol.evaluate.table import Evaluated
 
 
-def draw(evaluated: Evaluated, run_directory: Path) -> list[str]:
-    """The pictures of an evaluation, into the run's directory; their names."""
+def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
+    """The pictures of an evaluation, into a folder."""
     found, test = evaluated.found, evaluated.test
     title = f"{Path(found['run']).name} on {Path(found['data']).name}"
     title += " (trained with labels)" if found.get("used_labels") else ""
-    pictures.results_chart(pictures.result_rows(found), run_directory / "results.png", title=title)
-    drawn = ["results.png"]
+    pictures.results_chart(pictures.result_rows(found), folder / "results.png", title=title)
+    drawn = [folder / "results.png"]
     single = [(row, name) for row, name in evaluated.predictions if name == BACKBONE]
     best = next((key for key in single if key[0].startswith("linear")), single[0] if single else None)
     if best is not None and test.targets is None and evaluated.predictions[best].ndim == 1:
         said, y = evaluated.predictions[best], test.labels
         counts = scores.confusion(y, said, len(test.classes))
-        pictures.confusion_matrix(counts, test.classes, run_directory / "confusion.png", title=f"{title}: {best[0]}")
+        pictures.confusion_matrix(counts, test.classes, folder / "confusion.png", title=f"{title}: {best[0]}")
         rows = []
         for label, name in enumerate(test.classes):
             of_class = said[y == label] == label
@@ -42,11 +42,11 @@ def draw(evaluated: Evaluated, run_directory: Path) -> list[str]:
                 for label, name in enumerate(test.classes)
                 if (y == label).any()
             }
-        pictures.per_class(rows, run_directory / "per-class.png", title=f"{title}: {best[0]}", baseline=baseline_scores)
-        drawn += ["confusion.png", "per-class.png"]
+        pictures.per_class(rows, folder / "per-class.png", title=f"{title}: {best[0]}", baseline=baseline_scores)
+        drawn += [folder / "confusion.png", folder / "per-class.png"]
     if BACKBONE in evaluated.features:
-        _draw_neighbours(evaluated, run_directory / "neighbours.png", title)
-        drawn.append("neighbours.png")
+        _draw_neighbours(evaluated, folder / "neighbours.png", title)
+        drawn.append(folder / "neighbours.png")
     curves: dict[str, list[tuple[int, float, float, float]]] = {}
     for row in found["rows"]:
         if row["protocol"] == "semi":
@@ -54,8 +54,8 @@ def draw(evaluated: Evaluated, run_directory: Path) -> list[str]:
                 curves.setdefault(name, []).append((row["labels"], numbers["score"], *numbers["interval_95"]))
     if any(len(points) > 1 for points in curves.values()):
         ordered = {name: sorted(points) for name, points in curves.items()}
-        pictures.label_efficiency(ordered, run_directory / "labels.png", title=f"{title}: fine-tuned on few labels")
-        drawn.append("labels.png")
+        pictures.label_efficiency(ordered, folder / "labels.png", title=f"{title}: fine-tuned on few labels")
+        drawn.append(folder / "labels.png")
     return drawn
 
 

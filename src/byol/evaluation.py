@@ -10,22 +10,24 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from byol import pictures
 from byol.data.labels import with_groups, with_labels
-from byol.data.loader import Normalization, fits_memory, load_pixels
+from byol.data.loader import Normalization, fits_memory, load_pixels, views_for
 from byol.data.open import open_source
-from byol.data.source import Part, Source
+from byol.data.source import DataError, Part, Source
 from byol.draw import draw
 from byol.encoder import Encoder, EncoderSpec
 from byol.evaluate.cache import FeatureCache
 from byol.evaluate.columns import BACKBONE, RAW_PIXELS, SUPERVISED, UNTRAINED, Column, backbone, raw_pixels, untrained
 from byol.evaluate.images import evaluation_images
-from byol.evaluate.labelled import Labelled, Parts, apart, labelled_of, with_classes_of
+from byol.evaluate.labelled import Parts, apart, labelled_of, with_classes_of
 from byol.evaluate.labelled import load as load_part
 from byol.evaluate.protocols import Settings
 from byol.evaluate.subsets import write_list
@@ -36,7 +38,7 @@ from byol.export import DESCRIPTION, load, read_description, start_from
 from byol.names import PRETRAINED, backbones, split_tag, unknown
 from byol.pipeline import Observer, Silent
 from byol.run import Run
-from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View
+from byol.views.view import BYOL_T, BYOL_T_PRIME, IMAGENET_MEAN, IMAGENET_STD, View
 
 COLUMNS = (BACKBONE, RAW_PIXELS, UNTRAINED)
 USUAL = ("knn", "linear", "fewshot")
@@ -58,10 +60,7 @@ def open_images(
 ) -> Source:
     """A part of `data`. channels: that the encoder takes, where the source may choose. labels: a file that names them.
     groups: what images belong together, see `with_groups`."""
-    source = open_source(data, part=part, channels=channels if channels in (1, 3) else None)
-    if labels is not None:
-        source = with_labels(source, labels, say=say)
-    return source if groups is None else with_groups(source, groups, labels)
+    return _told(open_source(data, part=part, channels=channels if channels in (1, 3) else None), labels, groups, say)
 
 
 def open_parts(
@@ -83,15 +82,33 @@ def open_parts(
     name = test or data
     if test is None and not source.has_test_part:
         fit, held = apart(source, TEST_SHARE, seed=0)
-        return Parts(load_part(source.subset(fit)), cache(lambda: load_part(source.subset(held))), name)
-
-    def open_test() -> Labelled:
-        found = open_images(
-            name, part="all" if test else "test", channels=source.channels, labels=labels, groups=groups, say=say
+        source, found = source.subset(fit), source.subset(held)
+    else:
+        found = open_source(name, part="all" if test else "test", channels=source.channels)
+        if labels is not None and _share_names(opened, found):
+            say(f"{labels} names test images of {name} as it names training images: those keep their own labels")
+            labels = None
+        found = _told(found, labels, groups, say)
+        found = with_classes_of(source, labelled_of(found), name)
+    if found.groups is not None and len(np.unique(found.groups)) < 2:
+        raise DataError(
+            f"the test images of {name} are of one group, and an interval needs 2 or more; name another grouping"
         )
-        return load_part(with_classes_of(source, labelled_of(found), name))
+    return Parts(load_part(source), cache(lambda: load_part(found)), name)
 
-    return Parts(load_part(source), cache(open_test), name)
+
+def _told(source: Source, labels: str | None, groups: str | None, say: Callable[[str], None]) -> Source:
+    if labels is not None:
+        source = with_labels(source, labels, say=say)
+    return source if groups is None else with_groups(source, groups, labels)
+
+
+def _share_names(a: Source, b: Source) -> bool:
+    """Whether a name that a labels file holds could be an image of either: listings number theirs from 0."""
+    names = (
+        {listing.name(i) for i in range(num)} for listing, num in ((a.listing, a.num_listed), (b.listing, b.num_listed))
+    )
+    return a.fingerprint != b.fingerprint and not next(names).isdisjoint(next(names))
 
 
 def read_backbone(run_directory: Path) -> tuple[dict[str, Any], EncoderSpec, Column]:
@@ -125,7 +142,7 @@ def evaluate_run(
     """
     observer = observer or Silent()
     settings = settings or Settings()
-    settings = replace(settings, device=settings.device or _device(), flip=_flip(run_directory))
+    settings = replace(settings, device=device_of(settings), flip=_flip(run_directory))
     description, spec, own = read_backbone(run_directory)
     if SUPERVISED in baselines and not set(settings.protocols) & set(ALL_LABELS):
         raise ValueError(f"--baseline {SUPERVISED} trains on the labels of {', '.join(ALL_LABELS)}; add one --protocol")
@@ -180,7 +197,7 @@ def evaluate_sources(
     source. suggest: how many images worth labelling to name.
     """
     observer = observer or Silent()
-    settings = replace(settings, device=settings.device or _device())
+    settings = replace(settings, device=device_of(settings))
     columns = (BACKBONE,) if "none" in baselines else COLUMNS
     channels = read_description(run_directory)["channels"]
     others = tuple(name for name in baselines if name != "none")
@@ -190,13 +207,18 @@ def evaluate_sources(
             observer.say(f"{i + 1} of {len(data)}: {place}")
         chosen = settings.protocols or (("linear",) if len(data) > 1 else (*USUAL, "views"))
         chosen = tuple(dict.fromkeys("linear" if name == "transfer" else name for name in chosen))
-        trained = tuple(name for name in chosen if name != "views")
         source = open_images(place, channels=channels, labels=labels, groups=groups, say=observer.say)
         if not settings.protocols and not _has_labels(source):
             observer.say(f"{place} has no labels: measured is what can be without")
-            trained = ()
+            chosen = ("views",)
+        if suggest is not None and suggest > len(source):
+            raise ValueError(f"{place} has {len(source):,} images; use --suggest {len(source)} or less")
+        trained = tuple(name for name in chosen if name != "views")
         result: dict[str, Any] = {"run": str(run_directory), "data": place}
-        drawn: list[str] = []
+        drawn: list[Path] = []
+        # Of several sources each has a folder of pictures.
+        folder = run_directory if len(data) == 1 else run_directory / "evaluations" / f"{i + 1}-{_slug(place)}"
+        folder.mkdir(parents=True, exist_ok=True)
         if trained:
             metric = metrics[i if len(metrics) > 1 else 0] if metrics else settings.metric
             evaluated = evaluate_run(
@@ -213,24 +235,27 @@ def evaluate_sources(
                 features=features,
             )
             result = evaluated.found
-            drawn += draw(evaluated, run_directory)
+            drawn += draw(evaluated, folder)
         if "views" in chosen:
             result["unlabelled"] = without_labels(
                 run_directory, place, opened=source, columns=columns, device=settings.device, observer=observer
             )
         if suggest is not None:
-            result["suggested"], sheet = worth_labelling(
-                run_directory, source, suggest, settings=settings, features=features, observer=observer
+            names, written, sheet = worth_labelling(
+                run_directory, source, suggest, folder, settings=settings, features=features, observer=observer
             )
+            result["suggested"], result["suggested_as"] = names, str(written.relative_to(run_directory))
             drawn.append(sheet)
-        result["pictures"] = drawn
+        result["pictures"] = [str(path.relative_to(run_directory)) for path in drawn]
         _write_evaluation(run_directory, result)
         found.append(result)
     return found
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def device_of(settings: Settings) -> str:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda' is not available here; use --device cpu")
+    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _has_labels(source: Source) -> bool:
@@ -251,17 +276,16 @@ def without_labels(
     `data`, where it was opened before."""
     observer = observer or Silent()
     description, spec, own = read_backbone(run_directory)
-    run = Run.read(run_directory / "run.json")
     source = open_images(data, channels=spec.channels) if opened is None else opened
     if source.has_test_part:  # images that a run on the training part never saw
         source = open_images(data, part="test", channels=source.channels)
     pixels = None
     if fits_memory(source):
         source, pixels, _ = load_pixels(source)
-    views = tuple(View(**fields) for fields in run.views)
-    rows, first, second = view_pairs(source, pixels, views, size=spec.image_size, seed=run.seed)
+    views = _views(run_directory) or views_for((BYOL_T, BYOL_T_PRIME), source.channels)
+    rows, first, second = view_pairs(source, pixels, views, size=spec.image_size, seed=description["seed"])
     plain = evaluation_images(source, pixels, rows, spec.image_size)
-    device = device or _device()
+    device = device or device_of(Settings())
 
     def numbers(column: Column) -> Numbers:
         observer.say(f"without labels: {column.name}")
@@ -284,12 +308,14 @@ def worth_labelling(
     run_directory: Path,
     source: Source,
     count: int,
+    folder: Path,
     *,
     settings: Settings,
     features: FeatureCache | None = None,
     observer: Observer | None = None,
-) -> tuple[list[str], str]:
-    """(names of `count` images worth labelling first, the picture of them): writes suggested.csv and .png."""
+) -> tuple[list[str], Path, Path]:
+    """(names of `count` images worth labelling first, the table to fill in, the picture of them): suggested.csv and
+    .png in the folder, or suggested-2 and so on where somebody has filled one in already."""
     observer = observer or Silent()
     _, _, own = read_backbone(run_directory)
     part = load_part(replace(source, labels=None, targets=None, classes=()))
@@ -297,14 +323,29 @@ def worth_labelling(
     observer.say("images worth labelling first")
     rows = suggest(found[own.name], count, seed=settings.seed)
     names = [part.source.name_of(int(part.source.ids[row])) for row in rows]
-    with (run_directory / "suggested.csv").open("w", encoding="utf-8", newline="") as file:
+    number = next(n for n in count_from(1) if not _filled_in(_suggested(folder, n)))
+    table = _suggested(folder, number)
+    with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label"])
         writer.writerows([name, ""] for name in names)
     images = [part.source.read(int(part.source.ids[row])) for row in rows[:100]]
     title = f"{Path(source.name).name}: the images worth labelling first"
-    pictures.suggested_sheet(images, names[:100], run_directory / "suggested.png", title=title)
-    return names, "suggested.png"
+    sheet = table.with_suffix(".png")
+    pictures.suggested_sheet(images, names[:100], sheet, title=title)
+    return names, table, sheet
+
+
+def _suggested(folder: Path, number: int) -> Path:
+    return folder / ("suggested.csv" if number == 1 else f"suggested-{number}.csv")
+
+
+def _filled_in(table: Path) -> bool:
+    """Whether somebody's labels stand in it."""
+    if not table.is_file():
+        return False
+    with table.open(encoding="utf-8", newline="") as file:
+        return any(any(cell.strip() for cell in row[1:]) for row in list(csv.reader(file))[1:])
 
 
 def baseline(name: str, like: Column) -> Column:
@@ -331,10 +372,15 @@ def baseline(name: str, like: Column) -> Column:
 
 def _flip(run_directory: Path) -> float:
     """Images of things that a mirror changes, such as letters, are not mirrored: where the run's own views are not."""
+    views = _views(run_directory)
+    return View().flip if not views or any(view.flip > 0 for view in views) else 0.0
+
+
+def _views(run_directory: Path) -> tuple[View, ...]:
+    """The run's own; none of a backbone that came without its run."""
     if not (run_directory / "run.json").is_file():
-        return View().flip
-    views = Run.read(run_directory / "run.json").views
-    return View().flip if any(view["flip"] > 0 for view in views) else 0.0
+        return ()
+    return tuple(View(**fields) for fields in Run.read(run_directory / "run.json").views)
 
 
 def _keep(run_directory: Path, evaluated: Evaluated) -> dict[str, Any]:
@@ -343,8 +389,9 @@ def _keep(run_directory: Path, evaluated: Evaluated) -> dict[str, Any]:
     same = ("data", "test", "labels_file", "grouped_by", "metric", "seed", "format")
     hashes = found["hashes"]
     identity = [*(found[name] for name in same), hashes["columns"].get(BACKBONE), hashes["train"], hashes["test"]]
+    identity.append(hashes["labels"])
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
-    found["kept_as"] = f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(found['data']).name).strip('-')}-{digest}"
+    found["kept_as"] = f"{_slug(found['data'])}-{digest}"
     path = run_directory / "evaluations" / f"{found['kept_as']}.json"
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))
@@ -358,6 +405,10 @@ def _keep(run_directory: Path, evaluated: Evaluated) -> dict[str, Any]:
         write_list(path.with_name(f"{found['kept_as']}-{name}.txt"), listed)
     _write_evaluation(run_directory, found)
     return found
+
+
+def _slug(place: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(place).name).strip("-")
 
 
 def _write_evaluation(run_directory: Path, found: dict[str, Any]) -> None:

@@ -171,7 +171,10 @@ def test_wrong_test_labels_change_no_choice(evaluated):
     wrong = part(30, 1)
     wrong = replace(wrong, source=replace(wrong.source, labels=(wrong.labels + 1) % 3))
     again = measured(test=wrong)
-    assert again.found["hashes"] == evaluated.found["hashes"]
+    for of in ("columns", "train", "test"):
+        assert again.found["hashes"][of] == evaluated.found["hashes"][of]
+    assert again.found["hashes"]["labels"][0] == evaluated.found["hashes"]["labels"][0]
+    assert again.found["hashes"]["labels"][1] != evaluated.found["hashes"]["labels"][1]
     for before, after in zip(evaluated.found["rows"], again.found["rows"], strict=True):
         for name in before["columns"]:
             for fact in ("penalty", "validation", "converged"):
@@ -231,6 +234,10 @@ def test_several_labels_an_image_are_scored_by_mean_average_precision():
     assert score_of(found, "linear", RAW_PIXELS) > 0.6
     with pytest.raises(DataError, match="several labels"):
         measured(train, test, replace(QUICK, protocols=("knn",)))
+    rare = targets(90)
+    rare[:, 1] = 0
+    with pytest.raises(DataError, match="class 'b' is in no training image"):
+        measured(part(90, 0, targets=rare), test)
 
 
 def test_groups_are_never_cut_and_widen_the_intervals(evaluated):
@@ -255,6 +262,80 @@ def test_test_images_that_are_training_images_are_counted():
     assert found["warnings"][0].startswith("30 of 30 test images are training images")
     assert "nearly training images" in found["warnings"][1]
     assert measured().found["warnings"] == []
+
+
+def test_images_are_compared_at_one_size_whatever_their_parts():
+    train, test = part(90, 0), part(30, 0)
+    # The same images, of a part whose median side is said to be another.
+    larger = replace(train, source=replace(train.source, height=40, width=40))
+    assert measured(larger, test).found["warnings"][0].startswith("30 of 30 test images")
+
+
+def test_groups_with_images_on_both_sides_are_counted():
+    def grouped(whole, groups):
+        return replace(whole, source=replace(whole.source, groups=groups))
+
+    train, test = grouped(part(90, 0), np.arange(90) // 6), grouped(part(30, 1), 13 + np.arange(30) // 6)
+    assert measured(train, test).found["warnings"][0].startswith("2 groups have training images and test images")
+
+
+def test_training_from_scratch_stands_once_beside_linear_whatever_the_seeds(monkeypatch):
+    short = replace(protocols.TRANSFER_SMALL, base_lrs=(0.1,), weight_decays=(0.0,), lengths=(1,))
+    monkeypatch.setattr(protocols, "TRANSFER_SMALL", short)
+    settings = replace(QUICK, protocols=("linear",), seeds=2)
+    found = measured(settings=settings, scratch=replace(columns()[2], name=SUPERVISED), supervised=True).found
+    assert set(found["rows"][0]["differences"]) == {RAW_PIXELS, UNTRAINED, SUPERVISED}
+
+
+def test_semi_supervision_on_one_group_a_class_chooses_nothing(monkeypatch):
+    short = replace(protocols.SEMI_SMALL, lengths=(1,))
+    monkeypatch.setattr(protocols, "SEMI_SMALL", short)
+    train = part(90, 0)
+    train = replace(train, source=replace(train.source, groups=train.labels * 2 + (np.arange(90) >= 45)))
+    found = measured(train, settings=replace(QUICK, protocols=("semi",), amounts=(5,))).found
+    numbers = found["rows"][0]["columns"][BACKBONE]
+    assert numbers["chosen_on_validation"] == [False]
+    assert numbers["point"][0]["base_lr"] == sorted(short.base_lrs)[1]
+
+
+def test_the_penalty_of_few_shots_is_chosen_without_cutting_a_group(monkeypatch):
+    train = part(90, 0)
+    train = replace(train, source=replace(train.source, groups=np.arange(90) // 9))
+    seen = []
+    original = protocols.fit_fewshot
+    monkeypatch.setattr(protocols, "fit_fewshot", lambda *a, **k: seen.append(k["split"]) or original(*a, **k))
+    measured(train, settings=replace(QUICK, protocols=("fewshot",)))
+    for fit, held in seen:
+        assert not set(train.source.groups[fit]) & set(train.source.groups[held])
+
+
+def test_few_shots_need_an_image_to_choose_on():
+    train = part(90, 0).subset(np.arange(15))
+    with pytest.raises(DataError, match=r"few-shot needs 5, and one more of some class to choose on: use --shots 4"):
+        measured(train, settings=replace(QUICK, protocols=("fewshot",)))
+    assert measured(train, settings=replace(QUICK, protocols=("fewshot",), shots=4)).found["rows"]
+
+
+def test_average_precision_of_one_label_an_image_is_refused_before_anything_is_fitted():
+    with pytest.raises(DataError, match="use top1"):
+        measured(settings=replace(QUICK, metric="map"))
+
+
+def test_a_part_is_known_by_its_bytes(tmp_path):
+    from PIL import Image
+
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(3):
+            Image.new("L", (12, 12), 40 * i).save(tmp_path / label / f"{i}.bmp")
+
+    def content():
+        return load(labelled_of(open_source(str(tmp_path)))).content
+
+    before = content()
+    assert content() == before
+    Image.new("L", (12, 12), 200).save(tmp_path / "b" / "2.bmp")  # as large as it was
+    assert content() != before
 
 
 def test_skewed_classes_are_noticed():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from byol.data.decode import Unusable, decode, header, is_image_name
 from byol.data.parquet import from_parquet
-from byol.data.source import DataError, Part, Source, no_test_part, shown, verified
+from byol.data.source import NUM_THREADS, DataError, Part, Source, no_test_part, shown, verified
 
 
 def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Source:
@@ -64,6 +66,19 @@ class Files:
 
     def name(self, position: int) -> str:
         return self.files[position]
+
+    def digests(self, positions: np.ndarray) -> Iterator[bytes]:
+        """SHA-256 of each file's bytes; of one that cannot be read, no bytes."""
+
+        def digest(position: int) -> bytes:
+            try:
+                with (self.root / self.files[position]).open("rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").digest()
+            except OSError:
+                return b""
+
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            yield from pool.map(digest, positions.tolist(), chunksize=64)
 
 
 def _walk(root: Path) -> list[tuple[str, int]]:

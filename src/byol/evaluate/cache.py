@@ -64,8 +64,7 @@ def feature_key(
     """Hex SHA-256 of all that features follow from, but for the device and the versions of libraries.
 
     weights: `content_hash` of their file, or other words that determine them. description: the architecture, plain
-    values. fingerprint, ids: of the source. A folder's fingerprint covers names and sizes of files: one whose pixels
-    changed and whose size in bytes did not is taken for the old one. size, mean, std: of the evaluation's input.
+    values. fingerprint: of the images' content. ids: of the source. size, mean, std: of the evaluation's input.
     """
     images = hashlib.sha256(np.asarray(ids, "<i8").tobytes()).hexdigest()
     parts = [

@@ -10,9 +10,9 @@ import numpy as np
 from scipy.special import stdtrit
 from torch import Tensor
 
-from byol.evaluate.linear import best_penalty, stratified_split
+from byol.evaluate.linear import Split, best_penalty, stratified_split
 from byol.evaluate.logistic import LinearClassifier, labelled, logistic_path, logistic_regression, standardisation
-from byol.evaluate.scores import accuracy
+from byol.evaluate.scores import Score, accuracy
 
 PENALTIES = tuple(10.0**e for e in range(-5, 2))
 """Penalties tried by default, 1e-5 to 10: those of `logistic_regression`, against the mean of the images' losses."""
@@ -99,6 +99,8 @@ def fit_fewshot(
     seed: int = 0,
     penalty: float | None = None,
     penalties: Sequence[float] = PENALTIES,
+    split: Split | None = None,
+    score: Score = accuracy,
 ) -> FewshotFit:
     """Logistic regression on `shots` labelled images per class, for each of `draws` draws of them.
 
@@ -109,7 +111,8 @@ def fit_fewshot(
     `shots` labels alone would give, unless `penalty` is given. Draws depend on train_y, shots and seed alone,
     so encoders compare on the same ones.
 
-    train_x: [N, D] floating. train_y: [N] integer.
+    train_x: [N, D] floating. train_y: [N] integer. split: the two parts' rows, such as keep groups of images together.
+    score: by which the penalty is chosen.
     """
     x, y = labelled(train_x, train_y)
     samples = draw_shots(y, shots, draws, np.random.default_rng([seed, 0]))
@@ -119,12 +122,12 @@ def fit_fewshot(
     validation_accuracies: dict[float, float] = {}
     if penalty is None:
         generator = np.random.default_rng([seed, 1])
-        pool, validation = stratified_split(y, VALIDATION_SHARE, generator, keep=shots)
+        pool, validation = split or stratified_split(y, VALIDATION_SHARE, generator, keep=shots)
         scores: dict[float, list[float]] = {}
         for sample in draw_shots(y[pool], shots, VALIDATION_DRAWS, generator):
             chosen = pool[sample]
             for p, model in logistic_path(x[chosen], y[chosen], penalties, statistics=statistics):
-                scores.setdefault(p, []).append(float(accuracy(y[validation], model.predict(x, validation))))
+                scores.setdefault(p, []).append(float(score(y[validation], model.predict(x, validation))))
                 converged &= model.converged
         validation_accuracies = {p: float(np.mean(s)) for p, s in scores.items()}
         penalty = best_penalty(validation_accuracies)

@@ -87,7 +87,8 @@ class Grid:
         return (
             f"all weights, crop + flip views, SGD with Nesterov momentum 0.9, cosine, batches of {self.batch_size}; "
             f"the best on the validation images of base rates {_listed(self.base_lrs)} (x batch/256), decays "
-            f"{_listed(self.weight_decays)} and {_listed(self.lengths)} {self.unit}, then trained on all"
+            f"{_listed(self.weight_decays)} and {_listed(self.lengths)} {self.unit}, then trained on all; "
+            "the middle of these where no validation images can be set aside"
         )
 
 

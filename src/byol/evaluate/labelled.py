@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
+from byol.data.folder import Files
 from byol.data.loader import fits_memory, load_pixels
 from byol.data.source import HOW_TO_LABEL, DataError, Source
 from byol.evaluate.splits import split
@@ -33,6 +36,20 @@ class Labelled:
         assert self.source.labels is not None, "checked where it was opened"
         return self.source.labels
 
+    @cached_property
+    def content(self) -> str:
+        """Hex SHA-256 of the images: of arrays and Parquet files, and of a folder's files, byte by byte."""
+        found = hashlib.sha256(self.source.fingerprint.encode() + np.asarray(self.source.ids, "<i8").tobytes())
+        if isinstance(self.source.listing, Files):  # whose fingerprint covers names and sizes
+            for part in self.source.listing.digests(self.source.ids):
+                found.update(part)
+        return found.hexdigest()
+
+    @cached_property
+    def labels_content(self) -> str:
+        """Hex SHA-256 of labels, classes and groups."""
+        return digest(np.array(self.classes), self.source.labels, self.source.targets, self.source.groups)
+
     @property
     def square(self) -> int:
         """The side, px, at which its images are compared with others."""
@@ -56,6 +73,14 @@ class Parts:
     train: Labelled
     open_test: Callable[[], Labelled]
     test_name: str
+
+
+def digest(*arrays: np.ndarray | None) -> str:
+    """Hex SHA-256 of arrays, in order."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(b"none" if array is None else f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def labelled_of(source: Source) -> Source:

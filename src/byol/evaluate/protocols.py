@@ -6,7 +6,8 @@ No phase-one function can see a test image: it is not among its arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,13 @@ class Training:
         """(fit, validation) rows of the training images, or of a part of them."""
         return apart((part or self.train).source, VALIDATION_SHARE, seed=seed)
 
+    def split_of_few(self, seed: int, part: Labelled) -> tuple[np.ndarray, np.ndarray]:
+        """The same; all in the fit part where the labels are too few, or the groups too large, to choose with."""
+        if np.bincount(part.labels).max() >= FEWEST_TO_CHOOSE:
+            with suppress(DataError):
+                return self.split(seed, part)
+        return np.arange(len(part)), np.empty(0, np.int64)
+
 
 def score_of(found: dict[str, Any], protocol: str, column: str) -> float | None:
     """The score of a protocol's first row in what `evaluate` found; None where it has none."""
@@ -191,7 +199,8 @@ def _linear(training: Training) -> list[Row]:
     )
     if training.scratch is not None and training.supervised and train.targets is None:
         grid = TRANSFER if settings.full_grid else TRANSFER_SMALL
-        fitted[SUPERVISED] = _finetuned(training, training.scratch, grid, None)
+        # Once, whatever the seeds: it stands beside a fit that has none.
+        fitted[SUPERVISED] = _finetuned(training, training.scratch, grid, [np.arange(len(train))])
         about += f"; {SUPERVISED}: {grid.about()}"
     return [Row("linear", "linear, all labels", about, len(train), fitted)]
 
@@ -203,7 +212,14 @@ def _fewshot(training: Training) -> list[Row]:
     for column in training.columns:
         training.say(f"few-shot: {column.name}")
         found = fit_fewshot(
-            training.features(column), labels, shots=settings.shots, draws=settings.draws, seed=settings.seed
+            training.features(column),
+            labels,
+            shots=settings.shots,
+            draws=settings.draws,
+            seed=settings.seed,
+            # Without groups it splits so that each class keeps its shots.
+            split=None if training.train.source.groups is None else training.split(settings.seed),
+            score=training.score(),
         )
         facts = {"penalty": found.penalty, "shots": settings.shots, "draws": settings.draws}
 
@@ -283,7 +299,8 @@ def _semi(training: Training) -> list[Row]:
         if isinstance(amount, str) and not amount.endswith("%"):  # a list: the same images for every seed
             chosen = [subsets.read_list(amount, [source.name_of(int(i)) for i in source.ids])] * settings.seeds
         else:
-            chosen = [subsets.choose(training.train.labels, amount, seed=seed, groups=source.groups) for seed in seeds]
+            labels, classes = training.train.labels, training.train.classes
+            chosen = [subsets.choose(labels, amount, seed=s, groups=source.groups, classes=classes) for s in seeds]
         fitted = {column.name: _finetuned(training, column, grid, chosen) for column in training.starts()}
         name = f"fine-tuned, {subsets.words(amount)}"
         short = Path(str(amount)).stem if not str(amount).endswith("%") else amount
@@ -293,20 +310,19 @@ def _semi(training: Training) -> list[Row]:
 
 
 def _finetuned(training: Training, column: Column, grid: Grid, chosen: list[np.ndarray] | None) -> Fitted:
-    """All weights trained, once a seed, on all training images or those chosen for the seed."""
+    """All weights trained, once a seed on all training images, or once on each choice of them."""
     settings, models = training.settings, []
-    for i in range(settings.seeds):
+    for i in range(settings.seeds if chosen is None else len(chosen)):
         seed = settings.seed + i
         part = training.train if chosen is None else training.train.subset(chosen[i])
-        can_choose = np.bincount(part.labels).max() >= FEWEST_TO_CHOOSE
-        nothing = np.arange(len(part)), np.empty(0, np.int64)
+        split = training.split_of_few(seed, part)
         models.append(
             finetune(
                 column.network,
                 part.source,
                 part.pixels,
-                grid=grid if can_choose else grid.middle(),
-                split=training.split(seed, part) if can_choose else nothing,
+                grid=grid if len(split[1]) else grid.middle(),
+                split=split,
                 normalization=column.normalization,
                 size=column.size,
                 seed=seed,
@@ -317,7 +333,11 @@ def _finetuned(training: Training, column: Column, grid: Grid, chosen: list[np.n
                 progress=partial(training.working, f"fine-tuning on {len(part):,} labels: {column.name}"),
             )
         )
-    return Fitted(_said_by(models), {"chosen": [str(model.point) for model in models]})
+    facts = {
+        "point": [asdict(model.point) for model in models],
+        "chosen_on_validation": [bool(model.validation_scores) for model in models],
+    }
+    return Fitted(_said_by(models), facts)
 
 
 def _said_by(models: Sequence[Any]) -> Callable[[Labelled, np.ndarray | None], np.ndarray]:

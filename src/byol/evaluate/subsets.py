@@ -28,15 +28,22 @@ def parse_amounts(text: str) -> tuple[Amount, ...]:
     return tuple(found)
 
 
-def choose(labels: np.ndarray, amount: Amount, *, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+def choose(
+    labels: np.ndarray,
+    amount: Amount,
+    *,
+    seed: int,
+    groups: np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
+) -> np.ndarray:
     """Rows of the labelled images to use, int64 ascending: the amount of each class, drawn at random.
 
     A share is rounded to the nearest number of images, halves up, but is at least one of each class. With the same
     seed a smaller amount is a part of any larger one, and what is drawn of a class depends on no other class.
 
     labels: [N] integer; images with a negative label are not used. groups: [N], of each image, where images come in
-    groups (of a patient, a film): within a class whole groups are drawn until they hold the amount or more. DataError
-    where a class has fewer images than an amount that is a number.
+    groups (of a patient, a film): within a class whole groups are drawn until they hold the amount or more. classes:
+    names of labels. DataError where a class has fewer images than an amount that is a number.
     """
     _check(amount)
     labels = np.asarray(labels)
@@ -45,8 +52,9 @@ def choose(labels: np.ndarray, amount: Amount, *, seed: int, groups: np.ndarray 
         members = np.flatnonzero(labels == label)
         num = _number(amount, len(members))
         if num > len(members):
+            name = str(label) if classes is None else shown(classes[label])
             raise DataError(
-                f"class {label} has {len(members)} labelled images and {num} of each class are wanted; "
+                f"class {name} has {len(members)} labelled images and {num} of each class are wanted; "
                 f"use {len(members)} or fewer, or a share such as 10%"
             )
         of = (

@@ -88,12 +88,13 @@ def evaluate(
         "seeds": settings.seeds,
         "hashes": {
             "columns": {column.name: column.content() for column in columns},
-            "train": train.source.fingerprint,
-            "test": test.source.fingerprint,
+            "train": train.content,
+            "test": test.content,
+            "labels": [train.labels_content, test.labels_content],
         },
         "groups": None if test.source.groups is None else len(np.unique(test.source.groups)),
         "skewed": _skewed(train) or _skewed(test),
-        "warnings": _warnings(train, test, say) if look_for_duplicates else [],
+        "warnings": _warnings(train, test, settings.workers, say) if look_for_duplicates else [],
         "rows": [],
     }
     predictions: dict[tuple[str, str], np.ndarray] = {}
@@ -123,10 +124,10 @@ def stronger_untrained(
 
 
 def _validation_knn(column: Column, train: Labelled, settings: Settings, cache: FeatureCache | None) -> float:
-    if train.targets is not None:  # of several labels an image, how far apart images are has to do
-        return effective_rank(torch.from_numpy(np.array(_features(column, train, settings, cache)[:RANK_IMAGES])))
     x = _features(column, train, settings, cache)
     rows = np.flatnonzero(~np.isnan(x[:, 0]))
+    if train.targets is not None:  # of several labels an image, how far apart images are has to do
+        return effective_rank(torch.from_numpy(np.array(x[rows[:RANK_IMAGES]])))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), CHOICE_IMAGES)).astype(int)]
     labels, groups = train.labels[rows], train.source.groups
     fit, held = split(labels, 0.2, seed=settings.seed, groups=None if groups is None else groups[rows])
@@ -140,14 +141,25 @@ def _possible(settings: Settings, train: Labelled, say: Callable[[str], None]) -
         left = tuple(p for p in settings.protocols if p == "linear")
         if not left:
             raise DataError("images with several labels are evaluated by --protocol linear alone")
+        for name, column in zip(train.classes, train.targets.T, strict=True):
+            if not ((column == 1).any() and (column == 0).any()):
+                raise DataError(
+                    f"class {name!r} is in no training image, or absent from none; leave it out of the labels"
+                )
         return replace(settings, protocols=left, metric="map")
+    if settings.metric == "map":
+        raise DataError(f"{train.source.name} has one label an image; --metric map is for several, use top1")
     counts = np.bincount(train.labels, minlength=len(train.classes))
     if (counts > 0).sum() < 2:
         raise DataError(f"{train.source.name} has labels of one class; a classifier needs at least 2")
     least = int(counts[counts > 0].min())
-    if "fewshot" in settings.protocols and least < settings.shots:
+    # One class at least has an image to spare, on which the penalty is chosen.
+    enough = min(least, int(counts.max()) - 1)
+    if "fewshot" in settings.protocols and enough < settings.shots:
         name = train.classes[int(np.flatnonzero(counts == least)[0])]
-        text = f"class {name!r} has {least} training images; few-shot needs {settings.shots}: use --shots {least}"
+        text = f"class {name!r} has {least} training images; few-shot needs {settings.shots}"
+        text += ", and one more of some class to choose on" if least >= settings.shots else ""
+        text += f": use --shots {enough}" if enough else ": label more images"
         left = tuple(p for p in settings.protocols if p != "fewshot")
         if not left:
             raise DataError(text)
@@ -215,7 +227,7 @@ def _key(column: Column, part: Labelled) -> str:
     return feature_key(
         column.content(),
         {"channels": part.source.channels},
-        fingerprint=part.source.fingerprint,
+        fingerprint=part.content,
         ids=part.source.ids,
         size=column.size,
         mean=column.normalization.mean,
@@ -288,13 +300,20 @@ def _skewed(part: Labelled) -> bool:
     return bool(counts.max() > SKEWED * max(1, counts.min()))
 
 
-def _warnings(train: Labelled, test: Labelled, say: Callable[[str], None]) -> list[str]:
+def _warnings(train: Labelled, test: Labelled, workers: int, say: Callable[[str], None]) -> list[str]:
     """What makes the numbers look better than they are: test images that are training images, or nearly."""
+    side = min(train.square, test.square)
 
     def images(part: Labelled) -> Iterator[Tensor]:
-        return (batch for _, batch in evaluation_batches(part.source, part.pixels, part.square))
+        return (batch for _, batch in evaluation_batches(part.source, part.pixels, side, workers=workers))
 
     found = []
+    if train.source.groups is not None and test.source.groups is not None:
+        both = np.intersect1d(train.source.groups, test.source.groups)
+        if len(both):
+            found.append(
+                f"{len(both):,} groups have training images and test images: the numbers are too good; part them"
+            )
     if same := duplicates.overlap(images(train), images(test)):
         found.append(f"{same:,} of {len(test):,} test images are training images too, pixel by pixel; take them out")
     if train.source.groups is None and test.source.groups is None:

@@ -83,7 +83,10 @@ def bootstrap(base: Options, generations: int = 4) -> Experiment:
         "section 3 and Table 5a",
         tuple(chain),
         tuple(claims),
-        notes=("Every network starts from weights of its own and trains as long as BYOL does.",),
+        notes=(
+            "Of one seed all networks start from the same weights, but for the random one that the first predicts, and "
+            "train as long as BYOL does.",
+        ),
     )
 
 
@@ -191,7 +194,7 @@ def batch_size(base: Options) -> Experiment:
             x=size,
             line=line,
         )
-        for line, options in _byol_and_simclr(base)
+        for line, options in _byol_and_simclr(base.at_batch(1024))
         for size in (1024, 512, 256, 128, 64, 32, 16)
     ]
     claims = (
@@ -211,6 +214,7 @@ def batch_size(base: Options) -> Experiment:
         notes=(
             "Gradients of 1,024 images are averaged before each step, in 1 to 64 forward passes: batch normalisation "
             "sees the small batch, and so do SimCLR's negative examples.",
+            "What follows from a batch of 1,024 (rate, tau, number of steps) is moved there once, the same for all.",
         ),
     )
 
