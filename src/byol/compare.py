@@ -142,6 +142,7 @@ def compare(
     result = {
         **settings,
         "used_labels": [c.name for c in contenders if c.used_labels],
+        "trained_on_test_labels": labelled in (None, data) and test is None and not images.train.source.has_test_part,
         "train_images": len(images.train),
         "test_images": len(images.open_test()),
         "baselines": {
@@ -331,5 +332,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [f"\n{name} failed: {'; '.join(why)}" for name, why in failed.items()]
         parts.append("\n".join(lines) + "\n")
     notes = ["+- is half the 95 % interval of the mean over seeds (Student's t)."] if result["seeds"] > 1 else []
-    notes += ["(labels): it used them while it trained."] if result["used_labels"] else []
+    if result["used_labels"]:
+        seen = ", those of the test images too, for the data have no test part (give --test)"
+        notes.append(f"(labels): it used them while it trained{seen if result['trained_on_test_labels'] else ''}.")
     return "\n".join([*parts, " ".join(notes) + "\n"])

@@ -170,6 +170,9 @@ def evaluate_run(
         working=observer.working,
     )
     used = {"used_labels": True} if description.get("used_labels") else {}
+    if used and test is None and not parts.train.source.has_test_part:
+        line = f"the backbone learned from labels, perhaps those of the test images: {data} has no test part of its own"
+        evaluated.found["warnings"].append(f"{line}; give other images with --test")
     about = {"run": str(run_directory), "data": data, "test": test, "labels_file": labels, "grouped_by": groups}
     evaluated = replace(evaluated, found={**about, **used, **evaluated.found})
     if write:
@@ -353,7 +356,8 @@ def baseline(name: str, like: Column) -> Column:
     weights. like: the backbone, whose input size and, but for a run, normalisation it gets."""
     if (Path(name) / DESCRIPTION).is_file():
         about = read_description(Path(name))["normalization"]
-        return backbone(load(name), about["mean"], about["std"], Path(name).resolve().name)
+        used = " (used labels)" if read_description(Path(name)).get("used_labels") else ""
+        return backbone(load(name), about["mean"], about["std"], Path(name).resolve().name + used)
     assert isinstance(like.network, Encoder)
     model, equals, file = name.partition("=")
     if name.startswith(PRETRAINED):
