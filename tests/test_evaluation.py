@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from byol.data.source import DataError
-from byol.evaluate import table
+from byol.encoder import Encoder, EncoderSpec
+from byol.evaluate import extract, table
+from byol.evaluate.columns import backbone
 from byol.evaluate.labelled import Parts
 from byol.evaluate.protocols import Settings
-from byol.evaluation import evaluate_run, open_parts
+from byol.evaluation import baseline, evaluate_run, open_parts
 from byol.options import Options
 from byol.pipeline import pretrain
+from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,25 @@ def test_one_group_to_test_on_is_refused_before_anything_is_fitted(tmp_path):
     path.write_text("id,label,film\n" + "".join(f"{i},{i % 2},{i // 4}\n" for i in range(12)))
     with pytest.raises(DataError, match="are of one group, and an interval needs 2 or more"):
         open_parts(str(tmp_path / "data.npz"), None, labels=str(path), groups="film")
+
+
+def test_a_network_for_colour_stands_beside_one_for_gray_images(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=0).eval()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    like = backbone(Encoder(EncoderSpec("resnet18", 32, 1)), (0.1,), (0.3,))
+    column = baseline(f"resnet10t={tmp_path / 'weights.safetensors'}", like)
+    gray = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    found = extract(column.network, gray, mean=column.normalization.mean, std=column.normalization.std, size=None)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        torch.testing.assert_close(found, model((gray.expand(-1, 3, -1, -1) / 255 - mean) / std))
+    # In colour it is that network itself.
+    colour = backbone(Encoder(EncoderSpec("resnet18", 32, 3)), (0.1,) * 3, (0.3,) * 3)
+    assert baseline(f"resnet10t={tmp_path / 'weights.safetensors'}", colour).normalization.mean == IMAGENET_MEAN
 
 
 def test_no_choice_of_a_whole_evaluation_reads_a_test_image(arrays, tmp_path, monkeypatch):

@@ -25,7 +25,17 @@ from byol.data.source import DataError, Part, Source
 from byol.draw import draw
 from byol.encoder import Encoder, EncoderSpec
 from byol.evaluate.cache import FeatureCache
-from byol.evaluate.columns import BACKBONE, RAW_PIXELS, SUPERVISED, UNTRAINED, Column, backbone, raw_pixels, untrained
+from byol.evaluate.columns import (
+    BACKBONE,
+    RAW_PIXELS,
+    SUPERVISED,
+    UNTRAINED,
+    Column,
+    backbone,
+    on_gray,
+    raw_pixels,
+    untrained,
+)
 from byol.evaluate.images import evaluation_images
 from byol.evaluate.labelled import Parts, apart, labelled_of, with_classes_of
 from byol.evaluate.labelled import load as load_part
@@ -353,12 +363,18 @@ def _filled_in(table: Path) -> bool:
 
 def baseline(name: str, like: Column) -> Column:
     """A network to stand beside a backbone: a run, timm:NAME.TAG, or NAME=FILE.safetensors, a timm model with local
-    weights. like: the backbone, whose input size and, but for a run, normalisation it gets."""
-    if (Path(name) / DESCRIPTION).is_file():
-        about = read_description(Path(name))["normalization"]
-        used = " (used labels)" if read_description(Path(name)).get("used_labels") else ""
-        return backbone(load(name), about["mean"], about["std"], Path(name).resolve().name + used)
+    weights. like: the backbone, whose input size a timm model gets. Networks for colour take gray images too."""
     assert isinstance(like.network, Encoder)
+    channels = like.network.spec.channels
+    if (Path(name) / DESCRIPTION).is_file():
+        description, spec, own = read_backbone(Path(name))
+        used = " (used labels)" if description.get("used_labels") else ""
+        own = replace(own, name=Path(name).resolve().name + used)
+        if spec.channels == channels:
+            return own
+        if (spec.channels, channels) != (3, 1):
+            raise ValueError(f"--baseline {name} takes images of {spec.channels} channels, the backbone of {channels}")
+        return on_gray(own)
     model, equals, file = name.partition("=")
     if name.startswith(PRETRAINED):
         model = split_tag(name)[0]
@@ -366,12 +382,9 @@ def baseline(name: str, like: Column) -> Column:
         raise ValueError(f"--baseline {name} is no run, timm:NAME.TAG, NAME=FILE.safetensors, supervised or none")
     if model not in backbones():
         raise ValueError(unknown("backbone", model, backbones()))
-    channels = like.network.spec.channels
-    encoder = start_from(Encoder(EncoderSpec(model, like.size, channels)), file if equals else name)
-    rgb = channels == 3
-    return Column(
-        model, encoder.eval(), Normalization(IMAGENET_MEAN, IMAGENET_STD) if rgb else like.normalization, like.size
-    )
+    encoder = start_from(Encoder(EncoderSpec(model, like.size, 3)), file if equals else name)
+    column = Column(model, encoder.eval(), Normalization(IMAGENET_MEAN, IMAGENET_STD), like.size)
+    return column if channels == 3 else on_gray(column)
 
 
 def _flip(run_directory: Path) -> float:

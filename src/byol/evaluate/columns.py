@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -52,6 +52,26 @@ class Pixels(nn.Module):
         if x.shape[-1] > RAW_SIDE_PX:
             x = F.interpolate(x, size=(RAW_SIDE_PX, RAW_SIDE_PX), mode="area")
         return x.flatten(1)
+
+
+class Gray(nn.Module):
+    """A network for colour images, on gray ones: three equal channels, normalised as it was trained."""
+
+    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(normalization.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(normalization.std).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((x - self.mean) / self.std)
+
+
+def on_gray(column: Column) -> Column:
+    """A column for images of one channel, of one for three."""
+    return replace(
+        column, network=Gray(column.network, column.normalization), normalization=Normalization((0.0,), (1.0,))
+    )
 
 
 def raw_pixels(size: int, channels: int) -> Column:
