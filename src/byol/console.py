@@ -129,7 +129,7 @@ def evaluation_table(found: dict[str, Any]) -> Table:
     table = Table(
         title=f"{found['test_images']:,} test images, {found['train_images']:,} labelled training images",
         title_justify="left",
-        caption="+- is half the 95 % interval, over test images or repeated fits"
+        caption="± is half the 95 % interval, over test images or repeated fits"
         + (", whole groups resampled" if found["groups"] else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -180,7 +180,7 @@ def _transfer_table(found: list[dict[str, Any]]) -> Table:
     table = Table(
         title="Transfer",
         title_justify="left",
-        caption="+- is half the 95 % interval",
+        caption="± is half the 95 % interval",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -229,12 +229,12 @@ def unlabelled_table(found: dict[str, Any]) -> Table:
 
 def _score(numbers: dict[str, Any]) -> str:
     low, high = numbers["interval_95"]
-    return f"{numbers['score']:.3f} +- {(high - low) / 2:.3f}"
+    return f"{numbers['score']:.3f}±{(high - low) / 2:.3f}"
 
 
 def _gain(difference: dict[str, Any]) -> str:
     low, high = difference["interval_95"]
-    return f"{difference['difference']:+.3f} +- {(high - low) / 2:.3f}"
+    return f"{difference['difference']:+.3f}±{(high - low) / 2:.3f}"
 
 
 def comparison_table(title: str, heads: dict[str, str], rows: list[tuple[str, dict[str, str]]]) -> Table:

@@ -57,6 +57,9 @@ class Pixels(nn.Module):
 class Gray(nn.Module):
     """A network for colour images, on gray ones: three equal channels, normalised as it was trained."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, normalization: Normalization) -> None:
         super().__init__()
         self.network = network
