@@ -95,18 +95,27 @@ def test_a_batch_of_1024_is_averaged_whatever_its_parts():
     assert {arm.options.steps * 1024 for arm in EXPERIMENTS["batch-size"](base).arms} == {base.steps * base.batch_size}
 
 
-def test_of_lists_with_longer_runs_the_length_is_the_first_one_s(images, tmp_path, here):
+MEASURED = {
+    "linear": 0.5,
+    "seconds": 1.0,
+    "test_images": 4,
+    "train_images": 8,
+    "verdict": "healthy",
+    **{name: [] for name in ("loss", "held_out_std_ratio", "held_out_effective_rank", "held_out_knn")},
+}
+
+
+def test_of_lists_with_longer_runs_the_length_is_the_first_one_s(images, tmp_path, here, monkeypatch):
+    monkeypatch.setattr(ablate, "train_and_measure", lambda *_: MEASURED)
     result = ablate.ablate(EXPERIMENTS["symmetry"], images, tmp_path, SMALL, seeds=1, processes=1)
     assert result["steps"] == SMALL.steps
 
 
 def test_an_error_of_any_kind_stops_one_run_alone(images, tmp_path, here, monkeypatch):
-    measure = ablate.train_and_measure
-
-    def short_of_memory(data, place, options, *rest):
+    def short_of_memory(data, place, options, *_):
         if options.method_args["tau"] == 0.5:
             raise RuntimeError("out of memory")
-        return measure(data, place, options, *rest)
+        return MEASURED
 
     monkeypatch.setattr(ablate, "train_and_measure", short_of_memory)
     result = ablate.ablate(_pair, images, tmp_path, SMALL, seeds=1, processes=1)
