@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from byol import ablate
+from byol import ablate, pictures
 from byol.evaluate import table
 from byol.experiments.paper import EXPERIMENTS, Arm, Claim, Experiment, more
 from byol.experiments.small import digits_minute
@@ -109,6 +109,18 @@ def test_of_lists_with_longer_runs_the_length_is_the_first_one_s(images, tmp_pat
     monkeypatch.setattr(ablate, "train_and_measure", lambda *_: MEASURED)
     result = ablate.ablate(EXPERIMENTS["symmetry"], images, tmp_path, SMALL, seeds=1, processes=1)
     assert result["steps"] == SMALL.steps
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("failed", [False, True])
+def test_every_list_has_a_table_and_a_picture_also_where_most_runs_failed(name, failed, tmp_path):
+    experiment = EXPERIMENTS[name](digits_minute())
+    arms = experiment.arms[:1] if failed else experiment.arms
+    runs = {(arm.name, seed): MEASURED for arm in arms for seed in range(2)}
+    result = ablate.summary(experiment, runs, seeds=2, data="digits", steps=400)
+    assert f"| {arms[0].name} | 50.0 +- 0.0 |" in ablate.markdown(result)
+    pictures.experiment(result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 def test_an_error_of_any_kind_stops_one_run_alone(images, tmp_path, here, monkeypatch):

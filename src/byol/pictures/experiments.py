@@ -101,14 +101,14 @@ def _horizon(result: dict[str, Any], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     arms = result["arms"]
     ours = [(i, *found) for i, arm in enumerate(arms) if (found := _ours(arm))]
-    x, y, margin = zip(*ours, strict=True)
-    left.errorbar(x, y, yerr=margin, color=_LINES["BYOL"], marker="o", markersize=4, capsize=2.5, label="here")
+    moving = [arm for arm in arms if 0 < arm["x"] < 1]
+    points = [(1 / (1 - arm["x"]) / result["steps"], *found) for arm in moving if (found := _ours(arm))]
+    for axis, shown, label in ((left, ours, "here"), (right, points, None)):
+        if shown:
+            x, y, margin = zip(*shown, strict=True)
+            axis.errorbar(x, y, yerr=margin, color=_LINES["BYOL"], marker="o", markersize=4, capsize=2.5, label=label)
     left.set_xticks(range(len(arms)), [f"{arm['x']:g}" for arm in arms])
     left.set_xlabel(result["axis"], fontsize=8, color=_FAINT)
-    moving = [(arm, i) for i, arm in enumerate(arms) if 0 < arm["x"] < 1]
-    points = [(1 / (1 - arm["x"]) / result["steps"], *found) for arm, _ in moving if (found := _ours(arm))]
-    x, y, margin = zip(*points, strict=True)
-    right.errorbar(x, y, yerr=margin, color=_LINES["BYOL"], marker="o", markersize=4, capsize=2.5)
     right.set_xscale("log")
     right.set_xlabel("horizon 1/(1 - tau) as a share of the run", fontsize=8, color=_FAINT)
     known = [(i, arm["x"], arm["paper"]) for i, arm in enumerate(arms) if arm["paper"] is not None]
@@ -117,8 +117,10 @@ def _horizon(result: dict[str, Any], path: Path) -> None:
         _quiet(axis)
         other = axis.twinx()
         steps = result["paper_steps"]
-        shown = [(i if axis is left else 1 / (1 - t) / steps, p) for i, t, p in known if axis is left or 0 < t < 1]
-        other.plot(*zip(*shown, strict=True), color=_FAINT, marker="s", markersize=4, linestyle="--", label="the paper")
+        paper = [(i if axis is left else 1 / (1 - t) / steps, p) for i, t, p in known if axis is left or 0 < t < 1]
+        other.plot(
+            *zip(*theirs, strict=True), color=_FAINT, marker="s", markersize=4, linestyle="--", label="the paper"
+        )
         other.set_ylim(0, 80)
         if axis is left:
             ours, theirs = axis.get_legend_handles_labels(), other.get_legend_handles_labels()
