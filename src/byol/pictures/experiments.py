@@ -118,9 +118,7 @@ def _horizon(result: dict[str, Any], path: Path) -> None:
         other = axis.twinx()
         steps = result["paper_steps"]
         paper = [(i if axis is left else 1 / (1 - t) / steps, p) for i, t, p in known if axis is left or 0 < t < 1]
-        other.plot(
-            *zip(*theirs, strict=True), color=_FAINT, marker="s", markersize=4, linestyle="--", label="the paper"
-        )
+        other.plot(*zip(*paper, strict=True), color=_FAINT, marker="s", markersize=4, linestyle="--", label="the paper")
         other.set_ylim(0, 80)
         if axis is left:
             ours, theirs = axis.get_legend_handles_labels(), other.get_legend_handles_labels()
