@@ -20,6 +20,7 @@ from rich.table import Table
 from byol.ablate import MEASURES, percent, points
 from byol.evaluate.unlabelled import worth
 from byol.experiments.paper import Experiment
+from byol.names import METRICS
 from byol.online import ADVICE
 from byol.pipeline import duration
 from byol.run import Run
@@ -98,9 +99,6 @@ class Terminal:
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total, detail=detail)
         self._bar.update(self._tasks[name], completed=done, total=total, detail=detail)
-
-
-METRICS = {"top1": "top-1 accuracy", "mean-per-class": "mean per-class accuracy", "map": "11-point mAP"}
 
 
 def evaluation_tables(found: list[dict[str, Any]]) -> list[Table | str]:

@@ -13,6 +13,7 @@ from byol.evaluate.columns import BACKBONE, UNTRAINED
 from byol.evaluate.knn import nearest
 from byol.evaluate.labelled import Labelled
 from byol.evaluate.table import Evaluated
+from byol.names import METRICS
 
 
 def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
@@ -20,7 +21,9 @@ def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
     found, test = evaluated.found, evaluated.test
     title = f"{Path(found['run']).name} on {Path(found['data']).name}"
     title += " (trained with labels)" if found.get("used_labels") else ""
-    pictures.results_chart(pictures.result_rows(found), folder / "results.png", title=title)
+    pictures.results_chart(
+        pictures.result_rows(found), folder / "results.png", title=title, measured=METRICS[found["metric"]]
+    )
     drawn = [folder / "results.png"]
     single = [(row, name) for row, name in evaluated.predictions if name == BACKBONE]
     best = next((key for key in single if key[0].startswith("linear")), single[0] if single else None)

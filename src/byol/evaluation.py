@@ -261,7 +261,9 @@ def evaluate_sources(
             drawn.append(sheet)
         result["pictures"] = [str(path.relative_to(run_directory)) for path in drawn]
         _write_evaluation(run_directory, result)
-        found.append(result)
+        # What an earlier evaluation found stays in the file alone.
+        earlier = {"unlabelled": "views" not in chosen, "suggested": suggest is None, "suggested_as": suggest is None}
+        found.append({name: value for name, value in result.items() if not earlier.get(name)})
     return found
 
 

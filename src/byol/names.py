@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 METHODS = ("byol", "simsiam", "barlow_twins", "vicreg", "simclr", "moco", "moco_v3", "instdisc", "supervised")
 PROTOCOLS = ("knn", "linear", "fewshot", "linear-sgd", "finetune", "semi")
-METRICS = ("top1", "mean-per-class", "map")
+METRICS = {"top1": "top-1 accuracy", "mean-per-class": "mean per-class accuracy", "map": "11-point mAP"}
 PRETRAINED = "timm:"
 """What stands before the tag of weights that timm downloads."""
 

@@ -14,10 +14,12 @@ Accuracy = float | tuple[float, float, float]
 """In [0, 1], or with the ends of its 95 % interval: (accuracy, low, high)."""
 
 
-def results_chart(rows: Sequence[tuple[str, Mapping[str, Accuracy]]], path: Path, *, title: str) -> None:
+def results_chart(
+    rows: Sequence[tuple[str, Mapping[str, Accuracy]]], path: Path, *, title: str, measured: str = "top-1 accuracy"
+) -> None:
     """Bars per protocol: the backbone beside raw pixels and the untrained network, or whatever columns there are.
 
-    rows: (protocol, column -> accuracy). "-" stands where a row has no value for a column.
+    rows: (protocol, column -> score). measured: what the scores are.
     """
     from matplotlib.patches import Patch
     from matplotlib.patheffects import withStroke
@@ -25,26 +27,23 @@ def results_chart(rows: Sequence[tuple[str, Mapping[str, Accuracy]]], path: Path
     edge = withStroke(linewidth=2.6, foreground="white")  # else the line is lost on a dark bar
     names = list(dict.fromkeys(name for _, values in rows for name in values))
     colours = _colours(names)
-    row_inches = 0.2 * len(names) + 0.15
-    pitch = 0.2 / row_inches
+    tops = np.cumsum([0.0, *(len(values) + 0.75 for _, values in rows)])
     per_line = max(1, min(len(names), int(7 / (0.075 * max(map(len, names)) + 0.6))))
-    figure = _figure(7.2, row_inches * len(rows) + 0.9 + 0.2 * -(-len(names) // per_line))
+    figure = _figure(7.2, 0.2 * tops[-1] + 0.9 + 0.2 * -(-len(names) // per_line))
     axis = figure.subplots()
-    for j, name in enumerate(names):
-        for i, (_, values) in enumerate(rows):
-            y = i + (j - (len(names) - 1) / 2) * pitch
-            if name not in values:
-                axis.text(0.008, y, "-", va="center", fontsize=10, color=_FAINT)
-                continue
+    for top, (_, values) in zip(tops, rows, strict=False):
+        for i, name in enumerate(name for name in names if name in values):
+            y = top + i
             accuracy, low, high = _interval(values[name])
-            axis.barh(y, accuracy, height=0.9 * pitch, color=colours[name])
+            axis.barh(y, accuracy, height=0.9, color=colours[name])
             axis.text(high + 0.008, y, f"{accuracy:.3f}", va="center", fontsize=8, color=_INK)
             if low < high:
                 axis.hlines(y, low, high, color=_INK, linewidth=1, path_effects=[edge])
-    axis.set_yticks(range(len(rows)), [_plain(label, 40) for label, _ in rows], fontsize=9, color=_INK)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    middles = [top + (len(values) - 1) / 2 for top, (_, values) in zip(tops, rows, strict=False)]
+    axis.set_yticks(middles, [_plain(label, 40) for label, _ in rows], fontsize=9, color=_INK)
+    axis.set_ylim(tops[-1] - 0.75 - 0.25, -0.75)
     axis.set_xlim(0, 1.09)
-    axis.set_xlabel("top-1 accuracy on test images", fontsize=8, color=_FAINT)
+    axis.set_xlabel(f"{measured} on test images", fontsize=8, color=_FAINT)
     _headline(figure, title)
     _quiet(axis)
     legend = [Patch(color=colour, label=_plain(name, 30)) for name, colour in colours.items()]
