@@ -321,6 +321,13 @@ def test_average_precision_of_one_label_an_image_is_refused_before_anything_is_f
         measured(settings=replace(QUICK, metric="map"))
 
 
+def test_features_that_no_protocol_reads_are_not_made(tmp_path):
+    cache = FeatureCache(tmp_path)
+    found = measured(settings=replace(QUICK, protocols=("linear-sgd",), epochs=1), cache=cache).found
+    assert set(found["rows"][0]["columns"]) == {BACKBONE, RAW_PIXELS, UNTRAINED}
+    assert len(list(tmp_path.iterdir())) == 2  # the backbone's, of training and test images
+
+
 def test_a_part_is_known_by_its_bytes(tmp_path):
     from PIL import Image
 

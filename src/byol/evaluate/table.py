@@ -28,6 +28,8 @@ FORMAT = 2
 """Of evaluation.json."""
 CHOICE_IMAGES = 50_000
 """Training images, evenly spaced, on which the stronger untrained network is chosen, at most."""
+FROM_FEATURES = {"knn", "linear", "fewshot"}
+"""Protocols that read features of the images as they are."""
 RANK_IMAGES = 2048
 """Test images, the first ones, whose features' effective rank is taken."""
 NEAR_IMAGES = 1000
@@ -72,12 +74,14 @@ def evaluate(
     settings = _possible(settings, parts.train, say)
     for column in (*columns, *([] if scratch is None else [scratch])):
         column.network.to(settings.device or "cpu")
-    train, train_features = all_features(columns, parts.train, settings, cache, working)
+    # The others train on images; the first column's features show which images are alike.
+    read = columns if set(settings.protocols) & FROM_FEATURES else columns[:1]
+    train, train_features = all_features(read, parts.train, settings, cache, working)
     training = Training(train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say, working)
     rows = fit_rows(training)
 
     say("test images")
-    test, test_features = all_features(columns, parts.open_test(), settings, cache, working)
+    test, test_features = all_features(read, parts.open_test(), settings, cache, working)
     found: dict[str, Any] = {
         "format": FORMAT,
         "train_images": len(train),
