@@ -164,7 +164,7 @@ def test_classes_are_sorted_and_weighed_by_their_images(draw):
         [[0.3, 1], [0.7, 1]],
         [[0.8, 2], [1.0, 2]],
     ]
-    assert dots(axis, "baseline") == [(0.45, 1), (0.05, 2)]
+    assert dots(axis, "untrained") == [(0.45, 1), (0.05, 2)]
     # (0.5 20 + 0.25 60 + 1 20) / 100
     assert [x for x, _ in dots(axis, "all 100 images: 0.450")] == pytest.approx([0.45, 0.45])
     assert words(axis.texts) == ["0.250  n=60", "0.500  n=20", "1.000  n=20"]
@@ -173,7 +173,7 @@ def test_classes_are_sorted_and_weighed_by_their_images(draw):
     left, right = axis.get_xlim()
     assert left < 0.05
     assert right > 1
-    assert "baseline" in words(figure.legends[0].get_texts())
+    assert "untrained" in words(figure.legends[0].get_texts())
 
 
 def test_of_many_classes_the_worst_and_the_best_are_drawn(draw):

@@ -123,10 +123,17 @@ Row = tuple[str, float, float, float, int]
 """(class, accuracy, lower and upper end of its 95 % interval, test images); all but the images in [0, 1]."""
 
 
-def per_class(rows: Sequence[Row], path: Path, *, title: str, baseline: Mapping[str, float] | None = None) -> None:
+def per_class(
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    title: str,
+    beside: str = "untrained",
+    baseline: Mapping[str, float] | None = None,
+) -> None:
     """The accuracy of each class with its interval, from the worst to the best, beside that of all images.
 
-    baseline: class -> accuracy of what the classifier stands beside. Of more than 40 classes, the 20 worst and the 20
+    baseline: class -> accuracy of what the classifier stands beside, which is called `beside`. Of more than 40 classes, the 20 worst and the 20
     best are drawn; those without test images (whose accuracy is not looked at) are named below.
     """
     tested = sorted((row for row in rows if row[4]), key=lambda row: row[1])
@@ -142,7 +149,7 @@ def per_class(rows: Sequence[Row], path: Path, *, title: str, baseline: Mapping[
     overall = sum(accuracy * n for _, accuracy, _, _, n in tested) / total
     words = f"all {total:,} images: {overall:.3f}"
     axis.axvline(overall, color=_FAINT, linewidth=1, linestyle=(0, (4, 2)), label=words)
-    _dots(axis, drawn, y, baseline or {})
+    _dots(axis, drawn, y, baseline or {}, beside)
     if between:
         _gap(axis, f"{between} classes between")
     axis.set_ylim(y[-1] + 0.8, -0.8)
@@ -154,15 +161,13 @@ def per_class(rows: Sequence[Row], path: Path, *, title: str, baseline: Mapping[
     figure.savefig(path)
 
 
-def _dots(axis: Any, drawn: list[Row], y: np.ndarray, baseline: Mapping[str, float]) -> None:
+def _dots(axis: Any, drawn: list[Row], y: np.ndarray, baseline: Mapping[str, float], beside: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     names, accuracies, lows, highs, images = zip(*drawn, strict=True)
     others = [(baseline[name], at) for name, at in zip(names, y, strict=True) if name in baseline]
     if others:
-        axis.plot(
-            *zip(*others, strict=True), "D", color=_FAINT, markerfacecolor="white", markersize=4, label="baseline"
-        )
+        axis.plot(*zip(*others, strict=True), "D", color=_FAINT, markerfacecolor="white", markersize=4, label=beside)
     axis.hlines(y, lows, highs, color=_COLOURS["backbone"], linewidth=1.4, alpha=0.5)
     axis.plot(accuracies, y, "o", color=_COLOURS["backbone"], markersize=5, label="accuracy and 95 % interval")
     axis.set_yticks(y, [_plain(name, 30) for name in names], fontsize=8)
