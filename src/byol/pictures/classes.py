@@ -134,7 +134,8 @@ def per_class(
     """The accuracy of each class with its interval, from the worst to the best, beside that of all images.
 
     baseline: class -> accuracy of what the classifier stands beside, which is called `beside`. Of more than 40 classes,
-    the 20 worst and the 20 best are drawn. Classes without test images (or not looked at) are named below.
+    the 20 worst and the 20 best are drawn. Classes without test images (whose accuracy is not looked at) are named
+    below.
     """
     tested = sorted((row for row in rows if row[4]), key=lambda row: row[1])
     if not tested:
