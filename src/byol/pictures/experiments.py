@@ -71,9 +71,10 @@ def _lines(result: dict[str, Any], path: Path) -> None:
     figure = _titled(9.6, 4.0, result)
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     places = sorted({arm["x"] for arm in result["arms"]}, reverse=result["name"] == "batch-size")
-    for line in dict.fromkeys(arm["line"] for arm in result["arms"]):
+    for number, line in enumerate(dict.fromkeys(arm["line"] for arm in result["arms"])):
         arms = [arm for arm in result["arms"] if arm["line"] == line]
-        ours = [(places.index(arm["x"]), *found) for arm in arms if (found := _ours(arm))]
+        # A little apart, so that intervals do not hide each other.
+        ours = [(places.index(arm["x"]) + 0.12 * number, *found) for arm in arms if (found := _ours(arm))]
         theirs = [(places.index(arm["x"]), arm["paper"]) for arm in arms if arm["paper"] is not None]
         colour = _LINES.get(line, _INK)
         if ours:
