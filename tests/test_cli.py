@@ -335,6 +335,21 @@ def test_a_backbone_that_came_without_its_run_is_evaluated(run, small_run, kept_
     assert "view_retrieval" in json.loads(stdout)["unlabelled"]["backbone"]
 
 
+def test_the_pictures_of_every_source_are_named(run, small_run, kept_nowhere):
+    data = small_run / "data.npz"
+    code, stdout, stderr = run("evaluate", small_run / "run", data, data, "--baseline", "none")
+    assert code == 0, stderr
+    said = stdout.replace("\n", "")  # wherever the terminal broke a line
+    assert all(f"evaluations/{i}-data-npz/results.png" in said for i in (1, 2))
+
+
+def test_the_package_runs_as_a_module_and_says_its_version():
+    from importlib.metadata import version
+
+    found = subprocess.run([sys.executable, "-m", "byol", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout == f"byol {version('byol')}\n"
+
+
 def test_several_sources_are_a_row_each_with_its_metric(run, small_run, kept_nowhere):
     data = small_run / "data.npz"
     asked = ("--metric", "top1", "--metric", "mean-per-class", "--baseline", "none")

@@ -14,11 +14,27 @@ from byol import names
 
 app = typer.Typer(
     name="byol",
-    help="From a folder of unlabelled images to a proven self-supervised backbone.",
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,  # the plain help needs no import of Rich, half of the time to answer
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"byol {version('byol')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """From a folder of unlabelled images to a proven self-supervised backbone."""
 
 
 class Precision(StrEnum):
@@ -279,7 +295,7 @@ def evaluate(
         return
     for table in evaluation_tables(found):
         stdout.print(table)
-    drawn = ", ".join(found[-1]["pictures"])
+    drawn = ", ".join(picture for each in found for picture in each["pictures"])
     stdout.print(f"Written to {run}/evaluation.json" + (f"; pictures beside it: {drawn}." if drawn else "."))
 
 
