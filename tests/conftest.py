@@ -17,6 +17,17 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def with_test_part(tmp_path_factory):
+    """An .npz file of 24 training and 12 test images of two classes."""
+    path = tmp_path_factory.mktemp("with_test_part") / "data.npz"
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 255, (36, 16, 16, 3)).astype(np.uint8)
+    labels = np.arange(36) % 2
+    np.savez(path, images=images[:24], labels=labels[:24], test_images=images[24:], test_labels=labels[24:])
+    return path
+
+
+@pytest.fixture(scope="session")
 def make_run():
     """A complete Run; keyword arguments replace its fields."""
     from dataclasses import asdict

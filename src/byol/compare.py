@@ -19,13 +19,14 @@ from byol.evaluate.columns import BACKBONE, RAW_PIXELS, UNTRAINED
 from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.labelled import Parts
 from byol.evaluate.protocols import score_of
-from byol.evaluation import evaluate_run, open_parts
+from byol.evaluation import evaluate_run
 from byol.experiments import RECIPES
 from byol.export import DESCRIPTION
 from byol.methods import get, uses_labels
 from byol.options import Options
 from byol.pipeline import Observer, Silent, open_for_training, pretrain
 from byol.plan import plan
+from byol.subject import open_parts
 from byol.train import TrainingStopped
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 

@@ -17,9 +17,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from byol.ablate import MEASURES, percent, points
 from byol.evaluate.unlabelled import worth
 from byol.experiments.paper import Experiment
+from byol.experiments.verdicts import MEASURES, percent, points
 from byol.names import METRICS
 from byol.online import ADVICE
 from byol.pipeline import duration

@@ -14,7 +14,6 @@ from byol.evaluate import cache as cache_module
 from byol.evaluate.cache import (
     FeatureCache,
     cached_features,
-    content_hash,
     default_directory,
     feature_key,
 )
@@ -182,11 +181,6 @@ def test_keys_follow_from_everything_that_features_follow_from():
     }
     assert feature_key(**(given | same)) == feature_key(**given)
     assert len(bytes.fromhex(feature_key(**given))) == 32
-
-
-def test_content_hash_is_sha256(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
-    assert content_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_the_default_place(monkeypatch):

@@ -45,12 +45,6 @@ def default_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol"
 
 
-def content_hash(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def feature_key(
     weights: str,
     description: Mapping[str, Any],
@@ -63,7 +57,7 @@ def feature_key(
 ) -> str:
     """Hex SHA-256 of all that features follow from, but for the device and the versions of libraries.
 
-    weights: `content_hash` of their file, or other words that determine them. description: the architecture, plain
+    weights: a hash of them, or other words that determine them. description: the architecture, plain
     values. fingerprint: of the images' content. ids: of the source. size, mean, std: of the evaluation's input.
     """
     images = hashlib.sha256(np.asarray(ids, "<i8").tobytes()).hexdigest()

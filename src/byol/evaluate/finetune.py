@@ -153,11 +153,7 @@ class FinetuneFit:
     input: Input
 
     def scores(self, source: Source, pixels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-        """(rows [M] int64 ascending, logits [M, K] float32) of a source's images in evaluation views.
-
-        An image that turns out unusable has no row: logits[i] is of image rows[i], whose label is
-        source.labels[rows[i]]. pixels: [N, C, H, W] uint8, or None where images are decoded.
-        """
+        """(rows [M] int64, logits [M, K] float32) of a source's images, as `SGDFit.scores`."""
         rows, found = self.input.outputs(self.model, source, pixels)
         return rows, found.numpy()
 

@@ -125,6 +125,19 @@ class Training:
     def score(self) -> Callable[[np.ndarray, np.ndarray], float]:
         return METRICS[self.settings.metric]
 
+    def on_views(self, column: Column, seed: int, doing: str) -> dict[str, Any]:
+        """What both protocols that train on views are given. doing: for the progress bar."""
+        return {
+            "normalization": column.normalization,
+            "size": column.size,
+            "seed": seed,
+            "device": self.settings.device or "cpu",
+            "view": self.settings.view,
+            "workers": self.settings.workers,
+            "score": self.score(),
+            "progress": partial(self.working, doing),
+        }
+
     def split(self, seed: int, part: Labelled | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(fit, validation) rows of the training images, or of a part of them."""
         return apart((part or self.train).source, VALIDATION_SHARE, seed=seed)
@@ -249,15 +262,8 @@ def _linear_sgd(training: Training) -> list[Row]:
                     train.source,
                     train.pixels,
                     split=training.split(seed),
-                    normalization=column.normalization,
-                    size=column.size,
                     epochs=settings.epochs,
-                    seed=seed,
-                    device=settings.device or "cpu",
-                    view=settings.view,
-                    workers=settings.workers,
-                    score=training.score(),
-                    progress=partial(training.working, f"linear by SGD: {column.name}"),
+                    **training.on_views(column, seed, f"linear by SGD: {column.name}"),
                 )
             )
         facts = {
@@ -323,14 +329,7 @@ def _finetuned(training: Training, column: Column, grid: Grid, chosen: list[np.n
                 part.pixels,
                 grid=grid if len(split[1]) else grid.middle(),
                 split=split,
-                normalization=column.normalization,
-                size=column.size,
-                seed=seed,
-                device=settings.device or "cpu",
-                view=settings.view,
-                workers=settings.workers,
-                score=training.score(),
-                progress=partial(training.working, f"fine-tuning on {len(part):,} labels: {column.name}"),
+                **training.on_views(column, seed, f"fine-tuning on {len(part):,} labels: {column.name}"),
             )
         )
     facts = {
