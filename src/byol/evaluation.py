@@ -57,7 +57,8 @@ def evaluate_run(
 
     test, labels, groups: see `open_parts`; parts: what that gave, where it was called before. columns: of the table, to
     leave out baselines. baselines: further ones, see `baseline`, or "supervised", training from scratch on the labels.
-    look_for_duplicates: among test and training images. features: where they are kept.
+    look_for_duplicates: among test and training images. features: where they are kept. Where a protocol fails, the
+    others are kept before its error is raised.
     """
     observer = observer or Silent()
     settings = settings or Settings()
@@ -96,6 +97,10 @@ def evaluate_run(
     evaluated = replace(evaluated, found={**about, **used, **evaluated.found})
     if write:
         evaluated = replace(evaluated, found=_keep(run_directory, evaluated))
+    if evaluated.failed is not None:
+        if write:
+            observer.say(f"what the other protocols found is in {run_directory}/evaluation.json")
+        raise evaluated.failed
     return evaluated
 
 

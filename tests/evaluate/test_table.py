@@ -151,9 +151,9 @@ def test_test_images_are_read_after_the_last_choice(monkeypatch):
     fits = protocols.fit_rows
 
     def then_open(training):
-        rows = fits(training)
+        found = fits(training)
         guard.open = True
-        return rows
+        return found
 
     scratch = replace(columns()[2], name=SUPERVISED)
     with pytest.raises(AssertionError, match="read too early"):  # the guard guards

@@ -157,12 +157,19 @@ def score_of(found: dict[str, Any], protocol: str, column: str) -> float | None:
     return None if row is None else row["columns"][column]["score"]
 
 
-def fit_rows(training: Training) -> list[Row]:
-    """Phase one of every protocol."""
+def fit_rows(training: Training) -> tuple[list[Row], Exception | None]:
+    """Phase one of every protocol, and the first error of those that failed: the others go on."""
     rows: list[Row] = []
+    failed: Exception | None = None
     for protocol in training.settings.protocols:
-        rows += _FITS[protocol](training)
-    return rows
+        try:
+            rows += _FITS[protocol](training)
+        except Exception as error:
+            failed = failed or error
+            training.say(f"{protocol} failed: {error}")
+    if failed is not None and not rows:
+        raise failed
+    return rows, failed
 
 
 def _knn(training: Training) -> list[Row]:

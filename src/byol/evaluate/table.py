@@ -43,7 +43,7 @@ SKEWED = 1.5
 @dataclass(frozen=True, eq=False)
 class Evaluated:
     """found: plain values for JSON. predictions: (row, column) -> what it said of the test images. lists: of training
-    images that a row used, where not all: a name -> rows."""
+    images that a row used, where not all: a name -> rows. failed: the first error of a protocol, which has no rows."""
 
     found: dict[str, Any]
     train: Labelled
@@ -51,6 +51,7 @@ class Evaluated:
     predictions: dict[tuple[str, str], np.ndarray]
     features: dict[str, tuple[np.ndarray, np.ndarray]]
     lists: dict[str, np.ndarray] = field(default_factory=dict)
+    failed: Exception | None = None
 
 
 def evaluate(
@@ -78,7 +79,7 @@ def evaluate(
     read = columns if set(settings.protocols) & FROM_FEATURES else columns[:1]
     train, train_features = all_features(read, parts.train, settings, cache, working)
     training = Training(train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say, working)
-    rows = fit_rows(training)
+    rows, failed = fit_rows(training)
 
     say("test images")
     test, test_features = all_features(read, parts.open_test(), settings, cache, working)
@@ -111,7 +112,7 @@ def evaluate(
         found["effective_rank"] = effective_rank(torch.from_numpy(np.array(test_features[BACKBONE][:RANK_IMAGES])))
     features = {name: (train_features[name], test_features[name]) for name in test_features}
     lists = {name: rows for row in rows for name, rows in row.lists.items()}
-    return Evaluated(found, train, test, predictions, features, lists)
+    return Evaluated(found, train, test, predictions, features, lists, failed)
 
 
 def stronger_untrained(
