@@ -36,6 +36,16 @@ def _changes(options, base):
     return found | {f"view.{n}" for a, b in zip(*views, strict=False) for n in a if a[n] != b[n]}
 
 
+def test_what_an_arm_takes_away_stays_away():
+    base = replace(digits_minute(), view_changes={"blur": 0.5})  # as --set view.blur=0.5; and its views rotate
+    arms = {arm.name: arm.options for arm in EXPERIMENTS["augmentations"](base).arms}
+    assert all(view.blur == 0.5 for view in arms["BYOL, all"].views)
+    for view in arms["BYOL, crop only"].views:
+        operations = ("flip", "jitter", "gray", "blur", "solarize", "rotate_degrees", "shear")
+        assert {getattr(view, name) for name in operations} == {0.0}
+    assert all(not options.view_changes for options in arms.values())
+
+
 def test_the_arms_of_a_list_differ_in_what_it_is_about():
     base = replace(digits_minute(), views=(BYOL_T, BYOL_T_PRIME))
     allowed = {

@@ -56,6 +56,8 @@ class Experiment:
     """What x is; None where the arms are no points of an axis."""
     picture: Literal["bars", "lines", "horizon", "curves"] = "bars"
     notes: tuple[str, ...] = field(default=())
+    steps_a_pass: int = 0
+    """Over the training images, at least; with fewer it is another experiment."""
 
 
 def more(better: str, worse: str) -> Claim:
@@ -209,6 +211,7 @@ def batch_size(base: Options) -> Experiment:
         "Figure 3a and Table 16",
         tuple(arms),
         claims,
+        steps_a_pass=20,
         axis="images in one forward pass",
         picture="lines",
         notes=(
@@ -221,7 +224,8 @@ def batch_size(base: Options) -> Experiment:
 
 def augmentations(base: Options) -> Experiment:
     """BYOL and SimCLR with each operation of the views removed, down to crops alone."""
-    none: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0, "solarize": 0.0}
+    operations = ("flip", "jitter", "gray", "blur", "solarize", "rotate_degrees", "shear")
+    none = dict.fromkeys(operations, 0.0)
 
     def only(*kept: str) -> dict[str, Any]:
         return {name: value for name, value in none.items() if name not in kept}
@@ -239,11 +243,12 @@ def augmentations(base: Options) -> Experiment:
         "crop + flip": (only("flip"), 60.1, 40.2),
         "crop only": (none, 59.4, 40.3),
     }
-    views = base.views or (BYOL_T, BYOL_T_PRIME)
+    # The settings of all views first: what an arm takes away stays away.
+    views = [replace(view, **base.view_changes) for view in base.views or (BYOL_T, BYOL_T_PRIME)]
     arms = [
         Arm(
             f"{line}, {name}",
-            replace(options, views=tuple(replace(view, **change) for view in views)),
+            replace(options, views=tuple(replace(view, **change) for view in views), view_changes={}),
             byol if line == "BYOL" else simclr,
             x=i,
             line=line,
