@@ -10,6 +10,7 @@ from byol import ablate
 from byol.evaluate import table
 from byol.experiments.paper import EXPERIMENTS, Arm, Claim, Experiment, more
 from byol.options import Options
+from byol.pipeline import Silent
 
 SMALL = Options(
     backbone="resnet18",
@@ -187,3 +188,46 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(images, tmp_path):
     ]
     assert left == pytest.approx(3 * (rows[1][2] + rows[2][2]))
     assert not (tmp_path / "out").exists()
+
+
+def test_other_test_labels_are_other_runs(with_test_part, tmp_path):
+    def keys():
+        base = replace(SMALL, batch_size=8)
+        return {job.key for job in ablate._jobs(_pair, str(tmp_path / "data.npz"), base, 1, None, None)[0]}
+
+    kept = dict(np.load(with_test_part))
+    np.savez(tmp_path / "data.npz", **kept)
+    first = keys()
+    assert keys() == first
+    np.savez(tmp_path / "data.npz", **{**kept, "test_labels": 1 - kept["test_labels"]})
+    assert not keys() & first
+
+
+def test_a_run_that_failed_keeps_its_checkpoints_and_one_that_ended_does_not(images, tmp_path, here, monkeypatch):
+    measure = ablate.train_and_measure
+
+    def killed(data, place, options, *more):
+        found = measure(data, place, options, *more)
+        if options.method_args["tau"] == 0.5:
+            raise RuntimeError("killed")
+        return found
+
+    monkeypatch.setattr(ablate, "train_and_measure", killed)
+    ablate.ablate(_pair, images, tmp_path, SMALL, seeds=1, processes=1)
+    (line,) = [json.loads(each) for each in (tmp_path / ablate.RECORD).read_text("utf-8").splitlines()][1:]
+    assert not (tmp_path / "runs" / line["key"] / "checkpoints").exists()
+    left = [place.parent.name for place in (tmp_path / "runs").glob("*/checkpoints")]
+    assert len(left) == 1 and left[0] != line["key"]
+
+
+def test_images_too_few_for_an_experiment_are_said(images, tmp_path, here, monkeypatch):
+    said = []
+
+    class Told(Silent):
+        def say(self, line):
+            said.append(line)
+
+    monkeypatch.setattr(ablate, "train_and_measure", lambda *_: MEASURED)
+    small = lambda base: replace(_pair(base), steps_a_pass=20)  # noqa: E731
+    ablate.ablate(small, images, tmp_path, SMALL, seeds=1, processes=1, observer=Told())
+    assert any("a pass over these images is 8 steps; below 20" in line for line in said)

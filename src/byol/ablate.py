@@ -20,6 +20,7 @@ import torch
 
 from byol import pictures
 from byol.apart import Apart
+from byol.data.source import Source
 from byol.evaluate.columns import BACKBONE, UNTRAINED
 from byol.evaluate.labelled import Parts, digest, labelled_of
 from byol.evaluate.protocols import score_of
@@ -53,6 +54,8 @@ class Job:
     teacher: str | None
     """The key of the run whose network is the fixed target."""
     total_steps: int
+    steps_a_pass: float
+    """Over the training images, some of which may be held out."""
 
 
 def ablate(
@@ -78,6 +81,8 @@ def ablate(
     out.mkdir(parents=True, exist_ok=True)
     claims = "; ".join(claim.words for claim in experiment.claims)
     observer.say(f"{experiment.name}: {experiment.question} Tested: {claims or 'no order'}")
+    if few := _few_steps_a_pass(jobs, experiment):
+        observer.say(few)
     record = _read_record(out / RECORD)
     _write_record(out / RECORD, record)  # without a line that a crash cut off
     missing = {job.key: job for job in jobs if job.key not in record}
@@ -129,7 +134,8 @@ def prediction(
         seconds = 0.0
         if arm.options is not None:
             run = plan(arm.options, source, pixels)
-            shape = json.dumps([run.method, run.backbone_args, run.batch_size, run.views], sort_keys=True)
+            parts = [run.method, run.method_args, run.backbone_args, run.batch_size, run.views]
+            shape = json.dumps(parts, sort_keys=True)
             if shape not in rates:
                 rates[shape] = Training(run, source, pixels, out).measure_rate()
             seconds = run.total_steps * run.images_per_step / rates[shape]
@@ -149,9 +155,10 @@ def _jobs(
     # Says what is missing before the first run has trained.
     known = labelled_of(source if labelled in (None, data) else open_images(labelled, labels=base.labels))
     others: dict[str, Any] = {"labelled": labelled, "test": test}
-    if base.labels is not None or labelled is not None or test is not None:
-        on = None if test is None else open_images(test, part="all").fingerprint
-        others["content"] = [known.fingerprint, digest(known.labels, known.targets), on]
+    others["content"] = [known.fingerprint, digest(known.labels, known.targets)]
+    others["content"] += _tested_on(known, labelled or data, test)
+    if base.labels is not None:
+        others["content"].append(hashlib.sha256(Path(base.labels).read_bytes()).hexdigest())
     jobs: list[Job] = []
     for arm in experiment.arms:
         for seed in range(seeds):
@@ -162,8 +169,27 @@ def _jobs(
             except ValueError as error:
                 raise ValueError(f"{experiment.name}: {arm.name} cannot be trained: {error}") from None
             key = _key(run, teacher, trained=arm.options is not None, **others)
-            jobs.append(Job(arm, seed, options, key, teacher, run.total_steps))
+            jobs.append(Job(arm, seed, options, key, teacher, run.total_steps, len(source) / run.images_per_step))
     return jobs, experiment
+
+
+def _few_steps_a_pass(jobs: list[Job], experiment: Experiment) -> str | None:
+    """What to say where the images are too few for the experiment to be the paper's."""
+    least = min(job.steps_a_pass for job in jobs)
+    if least >= experiment.steps_a_pass:
+        return None
+    return (
+        f"a pass over these images is {least:.0f} steps; below {experiment.steps_a_pass}, every step sees much of all "
+        "images and a large batch loses what it is for: read the result with care, or take more images"
+    )
+
+
+def _tested_on(known: Source, data: str, test: str | None) -> list[str]:
+    """Hashes of the test images and of their labels, where they are not a share of the training images."""
+    if test is None and not known.has_test_part:
+        return []
+    tested = open_images(test or data, part="all" if test else "test", channels=known.channels)
+    return [tested.fingerprint, digest(tested.labels, tested.targets)]
 
 
 def _key(run: Run, teacher: str | None, **others: Any) -> str:
@@ -234,6 +260,7 @@ def _run_all(
         free.put(Apart(threads, device))
     writing = threading.Lock()
     failed: dict[str, str] = {}
+    stopped: set[str] = set()
     waiting, total, done = list(missing.values()), len(missing), 0
     # A network that others wait for comes first, and before it the one that it waits for.
     waiting.sort(key=lambda job: job.key not in teachers)
@@ -262,8 +289,9 @@ def _run_all(
         while waiting or running:
             coming = {job.key for job in (*waiting, *running.values())}
             for job in [job for job in waiting if job.teacher not in coming]:
-                if job.teacher is not None and not _network(out, job.teacher).is_dir():
+                if job.teacher is not None and (job.teacher in stopped or not _network(out, job.teacher).is_dir()):
                     waiting.remove(job)
+                    stopped.add(job.key)
                     failed[f"{job.arm.name}, seed {job.seed}"] = "the network that it should predict failed"
             ready = [job for job in waiting if job.teacher not in coming]
             for job in ready[: count - len(running)]:
@@ -284,8 +312,14 @@ def _run_all(
                     reason = str(error) or type(error).__name__
                     failed[name] = reason if isinstance(error, EXPECTED) else f"{type(error).__name__}: {reason}"
                     observer.say(f"{done} of {total}: {name} failed: {failed[name]}")
-                if not _awaited(job.key, waiting, running.values()):
-                    shutil.rmtree(_network(out, job.key), ignore_errors=True)
+                    stopped.add(job.key)
+                    # Its checkpoints stay, to go on from; but a finished run's are taken for whole.
+                    if job.key in record:
+                        shutil.rmtree(_network(out, job.key), ignore_errors=True)
+                    continue
+                for key in (job.key, job.teacher):
+                    if key is not None and not _awaited(key, waiting, running.values()):
+                        shutil.rmtree(_network(out, key), ignore_errors=True)
     finally:
         pool.shutdown(cancel_futures=True)
         while not free.empty():
@@ -326,9 +360,10 @@ def train_and_measure(
         channels = run.channels if run.channels in (1, 3) else None
         _PARTS[where] = open_parts(labelled or data, test, channels=channels, labels=run.labels)
     column = BACKBONE if trained else UNTRAINED
-    found = evaluate_run(
+    evaluated = evaluate_run(
         place, labelled or data, test=test, parts=_PARTS[where], look_for_duplicates=False, columns=(column,)
-    ).found
+    )
+    found = evaluated.whole().found
     scores = {measure: score_of(found, measure, column) for measure in MEASURES}
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text("utf-8").splitlines()]
     looks = [line for line in lines if "held_out/verdict" in line] if trained else []
