@@ -77,6 +77,8 @@ WRONG = [
     (("ablate", "collaps"), "collapse"),
     (("ablate", "tau", "--data", "nowhere", "--out", "OUT"), "nowhere"),
     (("ablate", "tau", "--out", "OUT", "--recipe", "simclr_cifar10"), "takes BYOL apart"),
+    (("ablate", "tau", "--out", "OUT", "--set", "budget=60s"), "--steps"),
+    (("ablate", "tau", "--out", "OUT", "--set", "seed=3"), "--seeds"),
     (("ablate", "weight-decay", "--data", "tests", "--out", "OUT"), "--set weight_decay=0.002"),
 ]
 
@@ -333,6 +335,48 @@ def test_a_backbone_that_came_without_its_run_is_evaluated(run, small_run, kept_
     code, stdout, stderr = run("evaluate", tmp_path, small_run / "data.npz", "--protocol", "views", "--json")
     assert code == 0, stderr
     assert "view_retrieval" in json.loads(stdout)["unlabelled"]["backbone"]
+
+
+def test_a_protocol_that_fails_is_one_line_after_all_that_did_not(run, small_run, kept_nowhere, monkeypatch):
+    from byol.evaluate import protocols
+
+    def fail(training):
+        from byol.data.source import DataError
+
+        raise DataError("too few")
+
+    monkeypatch.setitem(protocols._FITS, "linear", fail)
+    asked = ("--protocol", "knn", "--protocol", "linear", "--protocol", "views", "--baseline", "none")
+    monkeypatch.setattr(cli, "_for_people", lambda error: True)  # raised by a test, not by the package
+    data = small_run / "data.npz"
+    code, stdout, stderr = run("evaluate", small_run / "run", data, data, *asked, "--json")
+    assert code == 2
+    assert stderr.strip().splitlines()[-1] == "byol: too few"
+    for found in json.loads(stdout)["sources"]:
+        assert found["failed"] == {"linear": "too few"}
+        assert [row["protocol"] for row in found["rows"]] == ["knn", "knn"]
+        assert "unlabelled" in found and len(found["pictures"]) > 2
+
+
+def test_of_several_sources_all_are_opened_before_the_first_is_evaluated(run, small_run, kept_nowhere, monkeypatch):
+    from byol import evaluation
+
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda *_, **__: pytest.fail("evaluated before"))
+    monkeypatch.setattr(evaluation, "without_labels", lambda *_, **__: pytest.fail("evaluated before"))
+    plain = small_run / "plain.npy"
+    code, _, stderr = run("evaluate", small_run / "run", plain, small_run / "data.npz", "--suggest", 91)
+    assert code == 2 and "use --suggest 90 or less" in stderr
+
+
+def test_what_was_found_without_labels_is_kept_for_each_source(run, small_run, kept_nowhere, tmp_path):
+    first, second = tmp_path / "first.npy", tmp_path / "second.npy"
+    pixels = np.load(small_run / "plain.npy")
+    np.save(first, pixels[:40])
+    np.save(second, pixels[40:])
+    assert run("evaluate", small_run / "run", first, second, "--json")[0] == 0
+    for place, num in ((first, 40), (second, 50)):
+        (kept,) = (small_run / "run/evaluations").glob(f"{place.stem}-npy-*.json")
+        assert json.loads(kept.read_text("utf-8"))["unlabelled"]["backbone"]["num_images"] == num
 
 
 def test_the_pictures_of_every_source_are_named(run, small_run, kept_nowhere):

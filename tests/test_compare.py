@@ -122,6 +122,12 @@ def test_a_comparison_writes_tables_and_plots_and_goes_on(images, tmp_path, here
     assert "+-" not in dict(rows(result, "steps", ("knn",)))["instdisc"]["peak_memory_gib"]
     assert "| instdisc |" in text
 
+    # What another evaluation has left in a run since, or one that failed, is not what is compared.
+    path = out / "steps/instdisc-seed0/evaluation.json"
+    for changed in ({"data": "elsewhere"}, {"failed": {"linear": "out of memory"}}):
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "rows": [], **changed}), "utf-8")
+        assert compare(images, out, contenders, lengths, seeds=2, resume=True)["tables"] == result["tables"]
+
     # An interrupted comparison does only what is missing; another one in its place is refused.
     (out / "steps/instdisc-seed1/backbone.json").unlink()
     (out / "steps/instdisc-seed1/evaluation.json").unlink()

@@ -13,17 +13,18 @@ from byol.options import Options
 from byol.pipeline import pretrain
 from byol.subject import open_parts
 
+SMALL = Options(
+    backbone="resnet18",
+    backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    steps=2,
+    batch_size=8,
+    method_args={"hidden": 16, "out": 8},
+)
+
 
 @pytest.fixture
 def trained(with_test_part, tmp_path):
-    options = Options(
-        backbone="resnet18",
-        backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-        steps=2,
-        batch_size=8,
-        method_args={"hidden": 16, "out": 8},
-    )
-    pretrain(str(with_test_part), tmp_path / "run", options)
+    pretrain(str(with_test_part), tmp_path / "run", SMALL)
     return tmp_path / "run"
 
 
@@ -32,10 +33,13 @@ def test_a_protocol_that_fails_loses_nothing_of_the_others(with_test_part, train
         raise ValueError("training diverged")
 
     monkeypatch.setitem(protocols._FITS, "linear", fail)
+    settings = Settings(("knn", "linear", "fewshot"), shots=2, draws=2)
+    evaluated = evaluate_run(trained, str(with_test_part), settings=settings)
     with pytest.raises(ValueError, match="training diverged"):
-        evaluate_run(trained, str(with_test_part), settings=Settings(("knn", "linear", "fewshot"), shots=2, draws=2))
+        evaluated.whole()
     found = json.loads((trained / "evaluation.json").read_text("utf-8"))
     assert [row["protocol"] for row in found["rows"]] == ["knn", "knn", "fewshot"]
+    assert found["failed"] == {"linear": "training diverged"}
     (trained / "evaluation.json").unlink()
     with pytest.raises(ValueError, match="training diverged"):
         evaluate_run(trained, str(with_test_part), settings=Settings(("linear",)))
@@ -66,3 +70,30 @@ def test_no_choice_of_a_whole_evaluation_reads_a_test_image(with_test_part, trai
         settings=Settings(("knn",)),
     ).found
     assert {row["protocol"] for row in again["rows"]} == {"knn"}
+
+
+def test_what_fails_on_test_images_loses_nothing_of_the_others(with_test_part, trained, monkeypatch):
+    def cannot(training):
+        row = protocols._knn(training)[0]
+        return [replace(row, protocol="linear", name="linear", fitted={"backbone": protocols.Fitted(fail)})]
+
+    def fail(test, features):
+        raise ValueError("out of memory")
+
+    monkeypatch.setitem(protocols._FITS, "linear", cannot)
+    found = evaluate_run(trained, str(with_test_part), settings=Settings(("linear", "knn"))).found
+    assert [row["protocol"] for row in found["rows"]] == ["knn", "knn"]
+    assert found["failed"] == {"linear": "out of memory"}
+
+
+def test_rows_of_another_network_by_the_same_name_are_not_kept(with_test_part, trained, tmp_path):
+    kept = []
+    for seed, protocol in ((1, "knn"), (2, "fewshot"), (2, "knn")):
+        other = tmp_path / str(seed) / "other"
+        if not other.exists():
+            pretrain(str(with_test_part), other, replace(SMALL, seed=seed))
+        settings = Settings((protocol,), shots=2, draws=2)
+        found = evaluate_run(trained, str(with_test_part), settings=settings, baselines=(str(other),)).found
+        kept.append({row["protocol"] for row in found["rows"]})
+    assert kept == [{"knn"}, {"fewshot"}, {"fewshot", "knn"}]
+    assert all("other" in row["columns"] for row in found["rows"])

@@ -277,7 +277,7 @@ def evaluate(
         amounts=parse_amounts(",".join(wanted)) if wanted else Settings.amounts,
     )
     with Terminal() as terminal:
-        found = evaluate_sources(
+        found, failed = evaluate_sources(
             run,
             data,
             metrics=tuple(metric or ()),
@@ -292,11 +292,13 @@ def evaluate(
         )
     if as_json:
         _print_json(found[0] if len(found) == 1 else {"sources": found})
-        return
-    for table in evaluation_tables(found):
-        stdout.print(table)
-    drawn = ", ".join(picture for each in found for picture in each["pictures"])
-    stdout.print(f"Written to {run}/evaluation.json" + (f"; pictures beside it: {drawn}." if drawn else "."))
+    else:
+        for table in evaluation_tables(found):
+            stdout.print(table)
+        drawn = ", ".join(picture for each in found for picture in each["pictures"])
+        stdout.print(f"Written to {run}/evaluation.json" + (f"; pictures beside it: {drawn}." if drawn else "."))
+    if failed is not None:
+        raise failed
 
 
 @app.command()
@@ -427,6 +429,9 @@ def ablate(
 
     if name not in EXPERIMENTS:
         _fail(names.unknown("experiment", name, EXPERIMENTS))
+    for setting in settings or ():
+        if (field := setting.partition("=")[0]) in ("budget", "seed"):
+            _fail(f"{field} is the same for all runs of a list; leave out --set {setting} and use --steps or --seeds")
     recipe = recipe or ("digits_minute" if data == "digits" else None)
     base = _options(
         None,

@@ -210,8 +210,11 @@ def _prepared(data: str, labelled: str, test: str | None, contenders: Sequence[C
 def _evaluation(run: Path, data: str, test: str | None, images: Parts, columns: tuple[str, ...]) -> dict[str, Any]:
     path = run / "evaluation.json"
     if path.is_file():
-        return json.loads(path.read_text("utf-8"))
-    return evaluate_run(run, data, test=test, parts=images, look_for_duplicates=False, columns=columns).found
+        found = json.loads(path.read_text("utf-8"))
+        # The last evaluation of the run may have been another one since.
+        if (found["data"], found.get("test")) == (data, test) and "rows" in found and not found.get("failed"):
+            return found
+    return evaluate_run(run, data, test=test, parts=images, look_for_duplicates=False, columns=columns).whole().found
 
 
 def _baselines(
@@ -220,10 +223,10 @@ def _baselines(
     """Scores of raw pixels and of the untrained network of a run, kept in `path`."""
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    found = evaluate_run(
+    evaluated = evaluate_run(
         run, data, test=test, parts=images, look_for_duplicates=False, columns=columns, write=False
-    ).found
-    scores = {column: _scores(found, column) for column in columns}
+    )
+    scores = {column: _scores(evaluated.whole().found, column) for column in columns}
     path.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
     return scores
 

@@ -108,6 +108,7 @@ def evaluation_tables(found: list[dict[str, Any]]) -> list[Table | str]:
     if len(labelled) > 1:
         shown.append(_transfer_table(labelled))
         shown += [table for each in labelled for table in _differences(each, f"{each['data']}: ")]
+        shown += [table for each in labelled for table in _beside(each, f" of {each['data']}")]
     elif labelled:
         shown += [evaluation_table(labelled[0]), *_differences(labelled[0]), *_beside(labelled[0])]
     for each in labelled:
@@ -160,11 +161,12 @@ def _differences(found: dict[str, Any], of: str = "") -> list[Table]:
     return [table]
 
 
-def _beside(found: dict[str, Any]) -> list[Table]:
+def _beside(found: dict[str, Any], of: str = "") -> list[Table]:
     """Of skewed classes, what accuracy hides."""
     if not found["skewed"]:
         return []
-    table = Table(title="The classes are of unequal size: beside accuracy", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"The classes{of} are of unequal size: beside accuracy"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for head in ("backbone", "accuracy", "balanced accuracy", "macro-F1"):
         table.add_column(head, justify="left" if head == "backbone" else "right")
     for row in found["rows"]:

@@ -20,7 +20,7 @@ def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = No
         options = replace(options, steps=steps)
     run = pretrain("digits", out, options, observer=observer)
     views_sheet("digits", out / "views.png", options)
-    found = evaluate_run(out, "digits", settings=Settings(protocols=USUAL), observer=observer).found
+    found = evaluate_run(out, "digits", settings=Settings(protocols=USUAL), observer=observer).whole().found
     pictures.training_curves(out, out / "training.png")
     pictures.results_chart(
         pictures.result_rows(found),

@@ -35,8 +35,8 @@ def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
         for label, name in enumerate(test.classes):
             of_class = said[y == label] == label
             if len(of_class):
-                low, high = binomtest(int(of_class.sum()), len(of_class)).proportion_ci(method="wilson")
-                rows.append((name, float(of_class.mean()), float(low), float(high), len(of_class)))
+                low, high = _interval(of_class, None if test.source.groups is None else test.source.groups[y == label])
+                rows.append((name, float(of_class.mean()), low, high, len(of_class)))
         other = evaluated.predictions.get((best[0], UNTRAINED))
         baseline_scores = None
         if other is not None:
@@ -57,9 +57,24 @@ def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
                 curves.setdefault(name, []).append((row["labels"], numbers["score"], *numbers["interval_95"]))
     if any(len(points) > 1 for points in curves.values()):
         ordered = {name: sorted(points) for name, points in curves.items()}
-        pictures.label_efficiency(ordered, folder / "labels.png", title=f"{title}: fine-tuned on few labels")
+        pictures.label_efficiency(
+            ordered,
+            folder / "labels.png",
+            title=f"{title}: fine-tuned on few labels",
+            measured=METRICS[found["metric"]],
+        )
         drawn.append(folder / "labels.png")
     return drawn
+
+
+def _interval(right: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    """95 % interval of a class's accuracy: Wilson's over its images, or over its groups, of which one says nothing."""
+    if groups is None:
+        found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+    if len(np.unique(groups)) < 2:
+        return 0.0, 1.0
+    return scores.interval(scores.accuracy, np.ones(len(right), np.int64), right.astype(np.int64), groups=groups)
 
 
 def _draw_neighbours(evaluated: Evaluated, path: Path, title: str) -> None:

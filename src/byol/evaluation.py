@@ -25,7 +25,6 @@ from byol.evaluate.labelled import Parts
 from byol.evaluate.protocols import Settings
 from byol.evaluate.subsets import write_list
 from byol.evaluate.table import Evaluated, evaluate, stronger_untrained
-from byol.export import read_description
 from byol.pipeline import Observer, Silent
 from byol.subject import COLUMNS, baseline, device_of, open_images, open_parts, read_backbone, views_of
 from byol.unlabelled import without_labels, worth_labelling
@@ -57,8 +56,7 @@ def evaluate_run(
 
     test, labels, groups: see `open_parts`; parts: what that gave, where it was called before. columns: of the table, to
     leave out baselines. baselines: further ones, see `baseline`, or "supervised", training from scratch on the labels.
-    look_for_duplicates: among test and training images. features: where they are kept. Where a protocol fails, the
-    others are kept before its error is raised.
+    look_for_duplicates: among test and training images. features: where they are kept.
     """
     observer = observer or Silent()
     settings = settings or Settings()
@@ -97,10 +95,6 @@ def evaluate_run(
     evaluated = replace(evaluated, found={**about, **used, **evaluated.found})
     if write:
         evaluated = replace(evaluated, found=_keep(run_directory, evaluated))
-    if evaluated.failed is not None:
-        if write:
-            observer.say(f"what the other protocols found is in {run_directory}/evaluation.json")
-        raise evaluated.failed
     return evaluated
 
 
@@ -117,31 +111,37 @@ def evaluate_sources(
     suggest: int | None = None,
     features: FeatureCache | None = None,
     observer: Observer | None = None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], Exception | None]:
     """What `byol evaluate` does: every protocol that was asked for on every source, with its pictures.
 
     settings.protocols: none for the usual ones, which without labels are those that need none. metrics: one, or one a
-    source. suggest: how many images worth labelling to name.
+    source. suggest: how many images worth labelling to name. Returns what was found on each, and the first error of a
+    protocol that failed: all else is done before.
     """
     observer = observer or Silent()
     settings = replace(settings, device=device_of(settings))
     columns = (BACKBONE,) if "none" in baselines else COLUMNS
-    channels = read_description(run_directory)["channels"]
+    _, spec, own = read_backbone(run_directory)
     others = tuple(name for name in baselines if name != "none")
-    found = []
-    for i, place in enumerate(data):
+    found: list[dict[str, Any]] = []
+    failed: list[Exception] = []
+    # All before the first evaluation: what is wrong with one is said at once.
+    given: dict[str, Any] = {"channels": spec.channels, "labels": labels, "groups": groups, "say": observer.say}
+    sources = [open_images(place, **given) for place in data]
+    for place, source in zip(data, sources, strict=True):
+        if suggest is not None and suggest > len(source):
+            raise ValueError(f"{place} has {len(source):,} images; use --suggest {len(source)} or less")
+    for i, (place, source) in enumerate(zip(data, sources, strict=True)):
         if len(data) > 1:
             observer.say(f"{i + 1} of {len(data)}: {place}")
         chosen = settings.protocols or (("linear",) if len(data) > 1 else (*USUAL, "views"))
         chosen = tuple(dict.fromkeys("linear" if name == "transfer" else name for name in chosen))
-        source = open_images(place, channels=channels, labels=labels, groups=groups, say=observer.say)
         if not settings.protocols and not _has_labels(source):
             observer.say(f"{place} has no labels: measured is what can be without")
             chosen = ("views",)
-        if suggest is not None and suggest > len(source):
-            raise ValueError(f"{place} has {len(source):,} images; use --suggest {len(source)} or less")
         trained = tuple(name for name in chosen if name != "views")
-        result: dict[str, Any] = {"run": str(run_directory), "data": place}
+        digest = hashlib.sha256(f"{place} {own.content()}".encode()).hexdigest()[:8]
+        result: dict[str, Any] = {"run": str(run_directory), "data": place, "kept_as": f"{_slug(place)}-{digest}"}
         drawn: list[Path] = []
         # Of several sources each has a folder of pictures.
         folder = run_directory if len(data) == 1 else run_directory / "evaluations" / f"{i + 1}-{_slug(place)}"
@@ -162,6 +162,7 @@ def evaluate_sources(
                 features=features,
             )
             result = evaluated.found
+            failed += evaluated.failed.values()
             drawn += draw(evaluated, folder)
         if "views" in chosen:
             result["unlabelled"] = without_labels(
@@ -178,7 +179,7 @@ def evaluate_sources(
         # What an earlier evaluation found stays in the file alone.
         earlier = {"unlabelled": "views" not in chosen, "suggested": suggest is None, "suggested_as": suggest is None}
         found.append({name: value for name, value in result.items() if not earlier.get(name)})
-    return found
+    return found, failed[0] if failed else None
 
 
 def _has_labels(source: Source) -> bool:
@@ -203,9 +204,11 @@ def _keep(run_directory: Path, evaluated: Evaluated) -> dict[str, Any]:
     path = run_directory / "evaluations" / f"{found['kept_as']}.json"
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))
-        new = {row["name"] for row in found["rows"]}
-        found["hashes"] = {**hashes, "columns": before["hashes"]["columns"] | hashes["columns"]}
-        found = {**before, **found, "rows": [r for r in before["rows"] if r["name"] not in new] + found["rows"]}
+        new, known = {row["name"] for row in found["rows"]}, before["hashes"]["columns"]
+        other = {name for name, content in hashes["columns"].items() if known.get(name, content) != content}
+        kept = [row for row in before["rows"] if row["name"] not in new and not other & set(row["columns"])]
+        found["hashes"] = {**hashes, "columns": known | hashes["columns"]}
+        found = {**before, **found, "rows": kept + found["rows"]}
     for name, rows in evaluated.lists.items():
         source = evaluated.train.source
         path.parent.mkdir(exist_ok=True)

@@ -127,14 +127,15 @@ def baseline(name: str, like: Column) -> Column:
             raise ValueError(f"--baseline {name} takes images of {spec.channels} channels, the backbone of {channels}")
         return on_gray(own)
     model, equals, file = name.partition("=")
+    title = model
     if name.startswith(PRETRAINED):
-        model = split_tag(name)[0]
+        model, title = split_tag(name)[0], name.removeprefix(PRETRAINED)
     elif not equals:
         raise ValueError(f"--baseline {name} is no run, timm:NAME.TAG, NAME=FILE.safetensors, supervised or none")
     if model not in backbones():
         raise ValueError(unknown("backbone", model, backbones()))
     encoder = start_from(Encoder(EncoderSpec(model, like.size, 3)), file if equals else name)
-    column = Column(model, encoder.eval(), Normalization(IMAGENET_MEAN, IMAGENET_STD), like.size)
+    column = Column(title, encoder.eval(), Normalization(IMAGENET_MEAN, IMAGENET_STD), like.size)
     return column if channels == 3 else on_gray(column)
 
 

@@ -113,5 +113,5 @@ def _filled_in(table: Path) -> bool:
     """Whether somebody's labels stand in it."""
     if not table.is_file():
         return False
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
         return any(any(cell.strip() for cell in row[1:]) for row in list(csv.reader(file))[1:])

@@ -191,6 +191,18 @@ def test_the_same_evaluation_twice_gives_the_same_bits_with_a_cache_and_without(
     assert sorted(tmp_path.iterdir()) == kept
 
 
+def test_features_that_are_not_finite_are_no_unusable_images():
+    class Overflows(torch.nn.Module):
+        def forward(self, x):
+            features = x.flatten(1).clone()
+            features[3] = torch.inf
+            return features
+
+    column = replace(columns()[0], network=Overflows(), name="broken")
+    with pytest.raises(DataError, match=r"broken: the network's features are not finite"):
+        all_features([column], part(12, 0), QUICK)
+
+
 def test_unusable_images_count_for_nobody(tmp_path):
     from PIL import Image
 
@@ -404,3 +416,10 @@ def test_a_gpu_measures_what_a_cpu_does(evaluated):
     for ours, theirs in zip(found["rows"], evaluated.found["rows"], strict=True):
         for name, numbers in ours["columns"].items():
             assert numbers["score"] == pytest.approx(theirs["columns"][name]["score"], abs=0.04)
+
+
+def test_an_amount_that_cannot_be_drawn_is_refused_before_anything_trains(monkeypatch):
+    monkeypatch.setattr(protocols, "finetune", lambda *_, **__: pytest.fail("trained"))
+    settings = replace(QUICK, protocols=("semi",), amounts=(4, 500))
+    with pytest.raises(DataError, match="500 of each class"):
+        measured(settings=settings, scratch=replace(columns()[2], name=SUPERVISED))

@@ -32,11 +32,15 @@ def evaluation_batches(
         for rows in torch.arange(len(source)).split(batch_size):
             yield rows, _view(pixels[rows], size)
         return
-    loader = DataLoader(_Rows(source, size), batch_size=batch_size, num_workers=workers, collate_fn=lambda items: items)
+    loader = DataLoader(_Rows(source, size), batch_size=batch_size, num_workers=workers, collate_fn=_as_they_are)
     for items in loader:
         usable = [(row, image) for row, image, whole in items if whole]
         if usable:
             yield torch.tensor([row for row, _ in usable]), torch.stack([image for _, image in usable])
+
+
+def _as_they_are(items: list[Any]) -> list[Any]:  # by name, for workers in processes that are spawned
+    return items
 
 
 def _view(images: Tensor, size: int) -> Tensor:

@@ -5,6 +5,7 @@ No phase-one function can see a test image: it is not among its arguments.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -157,18 +158,17 @@ def score_of(found: dict[str, Any], protocol: str, column: str) -> float | None:
     return None if row is None else row["columns"][column]["score"]
 
 
-def fit_rows(training: Training) -> tuple[list[Row], Exception | None]:
-    """Phase one of every protocol, and the first error of those that failed: the others go on."""
+def fit_rows(training: Training) -> tuple[list[Row], dict[str, Exception]]:
+    """Phase one of every protocol, and the errors of those that failed: the others go on."""
     rows: list[Row] = []
-    failed: Exception | None = None
+    failed: dict[str, Exception] = {}
     for protocol in training.settings.protocols:
         try:
             rows += _FITS[protocol](training)
         except Exception as error:
-            failed = failed or error
-            training.say(f"{protocol} failed: {error}")
-    if failed is not None and not rows:
-        raise failed
+            traceback.clear_frames(error.__traceback__)  # else it would hold the memory that the next one needs
+            failed[protocol] = error
+            training.say(f"{protocol} failed: {error or type(error).__name__}")
     return rows, failed
 
 
@@ -241,7 +241,12 @@ def _fewshot(training: Training) -> list[Row]:
             split=None if training.train.source.groups is None else training.split(settings.seed),
             score=training.score(),
         )
-        facts = {"penalty": found.penalty, "shots": settings.shots, "draws": settings.draws}
+        facts = {
+            "penalty": found.penalty,
+            "shots": settings.shots,
+            "draws": settings.draws,
+            "converged": found.converged,
+        }
 
         def predict(test: Labelled, x: np.ndarray | None, models: Any = found.models) -> np.ndarray:
             assert x is not None
@@ -307,13 +312,16 @@ def _semi(training: Training) -> list[Row]:
     settings, source = training.settings, training.train.source
     grid = SEMI if settings.full_grid else SEMI_SMALL
     rows = []
-    for amount in settings.amounts:
-        seeds = range(settings.seed, settings.seed + settings.seeds)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+
+    def choices(amount: str | int) -> list[np.ndarray]:
         if isinstance(amount, str) and not amount.endswith("%"):  # a list: the same images for every seed
-            chosen = [subsets.read_list(amount, [source.name_of(int(i)) for i in source.ids])] * settings.seeds
-        else:
-            labels, classes = training.train.labels, training.train.classes
-            chosen = [subsets.choose(labels, amount, seed=s, groups=source.groups, classes=classes) for s in seeds]
+            return [subsets.read_list(amount, [source.name_of(int(i)) for i in source.ids])] * settings.seeds
+        labels, classes = training.train.labels, training.train.classes
+        return [subsets.choose(labels, amount, seed=s, groups=source.groups, classes=classes) for s in seeds]
+
+    # All before the first training: what is wrong with an amount is said at once.
+    for amount, chosen in [(amount, choices(amount)) for amount in settings.amounts]:
         fitted = {column.name: _finetuned(training, column, grid, chosen) for column in training.starts()}
         name = f"fine-tuned, {subsets.words(amount)}"
         short = Path(str(amount)).stem if not str(amount).endswith("%") else amount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,7 +44,7 @@ SKEWED = 1.5
 @dataclass(frozen=True, eq=False)
 class Evaluated:
     """found: plain values for JSON. predictions: (row, column) -> what it said of the test images. lists: of training
-    images that a row used, where not all: a name -> rows. failed: the first error of a protocol, which has no rows."""
+    images that a row used, where not all: a name -> rows. failed: the errors of protocols, whose rows are missing."""
 
     found: dict[str, Any]
     train: Labelled
@@ -51,7 +52,13 @@ class Evaluated:
     predictions: dict[tuple[str, str], np.ndarray]
     features: dict[str, tuple[np.ndarray, np.ndarray]]
     lists: dict[str, np.ndarray] = field(default_factory=dict)
-    failed: Exception | None = None
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    def whole(self) -> Evaluated:
+        """This, where no protocol failed; else the first one's error is raised."""
+        for error in self.failed.values():
+            raise error
+        return self
 
 
 def evaluate(
@@ -68,7 +75,8 @@ def evaluate(
 ) -> Evaluated:
     """Every protocol of the settings for every column; of each row the differences of the first column to the others.
 
-    Test images are opened after the last fit, and choose nothing: no function that chooses can reach them. scratch:
+    Test images are opened after the last fit, and choose nothing: no function that chooses can reach them. Where a
+    protocol fails, the others go on; its error is raised where it was the only one. scratch:
     the network that training from scratch starts with; supervised: see `Training`. say, working: who is told what
     begins, and how far it is.
     """
@@ -78,11 +86,18 @@ def evaluate(
     # The others train on images; the first column's features show which images are alike.
     read = columns if set(settings.protocols) & FROM_FEATURES else columns[:1]
     train, train_features = all_features(read, parts.train, settings, cache, working)
+    if gone := len(parts.train) - len(train):
+        say(f"{gone:,} of {len(parts.train):,} training images cannot be read: they are left out")
     training = Training(train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say, working)
     rows, failed = fit_rows(training)
+    if failed and not rows:
+        raise next(iter(failed.values()))
 
     say("test images")
-    test, test_features = all_features(read, parts.open_test(), settings, cache, working)
+    tested = parts.open_test()
+    test, test_features = all_features(read, tested, settings, cache, working)
+    if gone := len(tested) - len(test):
+        say(f"{gone:,} test images cannot be read: they are left out")
     found: dict[str, Any] = {
         "format": FORMAT,
         "train_images": len(train),
@@ -90,7 +105,6 @@ def evaluate(
         "classes": list(train.classes),
         "metric": settings.metric,
         "seed": settings.seed,
-        "seeds": settings.seeds,
         "hashes": {
             "columns": {column.name: column.content() for column in columns},
             "train": train.content,
@@ -105,9 +119,18 @@ def evaluate(
     predictions: dict[tuple[str, str], np.ndarray] = {}
     for row in rows:
         say(f"test: {row.name}")
-        said = {name: fit.predict(test, test_features.get(name)) for name, fit in row.fitted.items()}
+        try:
+            said = {name: fit.predict(test, test_features.get(name)) for name, fit in row.fitted.items()}
+            found["rows"].append(_scored(row, said, test, settings))
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            failed[row.protocol] = error
+            say(f"{row.name} failed: {error or type(error).__name__}")
+            continue
         predictions |= {(row.name, name): values for name, values in said.items()}
-        found["rows"].append(_scored(row, said, test, settings))
+    if failed and not found["rows"]:
+        raise next(iter(failed.values()))
+    found["failed"] = {protocol: str(error) or type(error).__name__ for protocol, error in failed.items()}
     if BACKBONE in test_features:
         found["effective_rank"] = effective_rank(torch.from_numpy(np.array(test_features[BACKBONE][:RANK_IMAGES])))
     features = {name: (train_features[name], test_features[name]) for name in test_features}
@@ -186,6 +209,8 @@ def all_features(
     rows = np.flatnonzero(~np.any(unusable, axis=0)) if unusable else np.arange(len(part))
     if len(rows) == len(part):
         return part, found
+    if not len(rows):
+        raise DataError(f"{part.source.name}: none of its {len(part):,} images can be read")
     fewer = part.subset(rows)
     for column in columns:
         chosen = (torch.from_numpy(found[column.name][some]) for some in np.split(rows, range(4096, len(rows), 4096)))
@@ -219,6 +244,9 @@ def _features(
             column.network, images(), mean=mean, std=std, size=None, device=settings.device or "cpu"
         ):
             gone = [row - start for row in unusable if start <= row < start + len(y)]
+            y[gone] = 0
+            if not y.isfinite().all():
+                raise DataError(f"{column.name}: the network's features are not finite; look at how it was trained")
             y[gone] = torch.nan
             start += len(y)
             working(f"features: {column.name}", start, len(part))
@@ -249,6 +277,7 @@ def _scored(row: Row, said: dict[str, np.ndarray], test: Labelled, settings: Set
         "name": row.name,
         "about": row.about,
         "labels": row.labels,
+        "seeds": settings.seeds,
         "lists": sorted(row.lists),
         "columns": columns,
         "differences": {

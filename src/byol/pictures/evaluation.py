@@ -63,8 +63,14 @@ def result_rows(found: dict[str, Any]) -> list[tuple[str, dict[str, Accuracy]]]:
     ]
 
 
-def label_efficiency(curves: dict[str, list[tuple[int, float, float, float]]], path: Path, *, title: str) -> None:
-    """Accuracy against the number of labels, on a logarithmic scale: a line a column, a band its 95 % interval.
+def label_efficiency(
+    curves: dict[str, list[tuple[int, float, float, float]]],
+    path: Path,
+    *,
+    title: str,
+    measured: str = "top-1 accuracy",
+) -> None:
+    """The metric against the number of labels, on a logarithmic scale: a line a column, its 95 % interval a band.
 
     curves: of each column, (labelled training images, accuracy, lower end, upper end) in any order, accuracies in
     [0, 1].
@@ -83,7 +89,7 @@ def label_efficiency(curves: dict[str, list[tuple[int, float, float, float]]], p
         ends.append((labels[-1], accuracies[-1], f"{_plain(name, 30)}  {accuracies[-1]:.3f}", colour))
     _end_labels(axis, ends, inches=3.2)
     axis.set_xlabel("labelled training images", fontsize=8, color=_FAINT)
-    axis.set_ylabel("top-1 accuracy on test images", fontsize=8, color=_FAINT)
+    axis.set_ylabel(f"{measured} on test images", fontsize=8, color=_FAINT)
     _quiet(axis)
     figure.savefig(path)
 
