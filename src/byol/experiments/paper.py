@@ -54,7 +54,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     axis: str | None = None
     """What x is; None where the arms are no points of an axis."""
-    picture: Literal["bars", "lines", "horizon", "curves"] = "bars"
+    picture: Literal["points", "lines", "horizon", "curves"] = "points"
     notes: tuple[str, ...] = field(default=())
     steps_a_pass: int = 0
     """Over the training images, at least; with fewer it is another experiment."""
@@ -139,7 +139,7 @@ def target(base: Options) -> Experiment:
 
     arms = [
         Arm(_member(predictor, of, beta), _family(base, **_parts(predictor, of), beta=float(beta)), top1)
-        for (predictor, of, beta), top1 in paper.items()
+        for (predictor, of, beta), top1 in sorted(paper.items(), key=lambda item: item[0][2])
     ]
     no_ema = _family(base, **_parts(True, "stop-gradient"), beta=0.0)
     for scale, top1 in ((2.0, 62.8), (10.0, 66.6), (20.0, 66.3)):

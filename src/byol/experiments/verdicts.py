@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from byol.diagnose import COLLAPSED_STD_RATIO
 from byol.evaluate.fewshot import mean_interval
 from byol.experiments.paper import PAPER_STEPS, Experiment
 
@@ -89,6 +90,7 @@ def summary(
         "seeds": seeds,
         "steps": steps,
         "paper_steps": PAPER_STEPS,
+        "collapsed_below": COLLAPSED_STD_RATIO,
         "train_images": any_run.get("train_images"),
         "test_images": any_run.get("test_images"),
         "arms": arms,
