@@ -1,6 +1,7 @@
 """The command line: errors a person can cause are one line on stderr, exit code 2, and nothing written."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -337,7 +338,7 @@ def test_a_backbone_that_came_without_its_run_is_evaluated(run, small_run, kept_
     assert "view_retrieval" in json.loads(stdout)["unlabelled"]["backbone"]
 
 
-def test_a_protocol_that_fails_is_one_line_after_all_that_did_not(run, small_run, kept_nowhere, monkeypatch):
+def test_a_protocol_that_fails_is_one_line_after_all_that_did_not(run, small_run, kept_nowhere, monkeypatch, tmp_path):
     from byol.evaluate import protocols
 
     def fail(training):
@@ -349,7 +350,8 @@ def test_a_protocol_that_fails_is_one_line_after_all_that_did_not(run, small_run
     asked = ("--protocol", "knn", "--protocol", "linear", "--protocol", "views", "--baseline", "none")
     monkeypatch.setattr(cli, "_for_people", lambda error: True)  # raised by a test, not by the package
     data = small_run / "data.npz"
-    code, stdout, stderr = run("evaluate", small_run / "run", data, data, *asked, "--json")
+    shutil.copytree(small_run / "run", tmp_path / "run")  # what it keeps is its own
+    code, stdout, stderr = run("evaluate", tmp_path / "run", data, data, *asked, "--json")
     assert code == 2
     assert stderr.strip().splitlines()[-1] == "byol: too few"
     for found in json.loads(stdout)["sources"]:
@@ -379,9 +381,10 @@ def test_what_was_found_without_labels_is_kept_for_each_source(run, small_run, k
         assert json.loads(kept.read_text("utf-8"))["unlabelled"]["backbone"]["num_images"] == num
 
 
-def test_the_pictures_of_every_source_are_named(run, small_run, kept_nowhere):
+def test_the_pictures_of_every_source_are_named(run, small_run, kept_nowhere, tmp_path):
     data = small_run / "data.npz"
-    code, stdout, stderr = run("evaluate", small_run / "run", data, data, "--baseline", "none")
+    shutil.copytree(small_run / "run", tmp_path / "run")
+    code, stdout, stderr = run("evaluate", tmp_path / "run", data, data, "--baseline", "none")
     assert code == 0, stderr
     said = stdout.replace("\n", "")  # wherever the terminal broke a line
     assert all(f"evaluations/{i}-data-npz/results.png" in said for i in (1, 2))
