@@ -27,6 +27,19 @@ def with_test_part(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def measured():
+    """A line of the record of `byol ablate`, without its key, for tables."""
+    return {
+        "linear": 0.5,
+        "seconds": 1.0,
+        "test_images": 4,
+        "train_images": 8,
+        "verdict": "healthy",
+        **{name: [] for name in ("loss", "held_out_std_ratio", "held_out_effective_rank", "held_out_knn")},
+    }
+
+
 @pytest.fixture(scope="session")
 def make_run():
     """A complete Run; keyword arguments replace its fields."""

@@ -25,27 +25,17 @@ SMALL = Options(
 )
 
 
-MEASURED = {
-    "linear": 0.5,
-    "seconds": 1.0,
-    "test_images": 4,
-    "train_images": 8,
-    "verdict": "healthy",
-    **{name: [] for name in ("loss", "held_out_std_ratio", "held_out_effective_rank", "held_out_knn")},
-}
-
-
-def test_of_lists_with_longer_runs_the_length_is_the_first_one_s(images, tmp_path, here, monkeypatch):
-    monkeypatch.setattr(ablate, "train_and_measure", lambda *_: MEASURED)
+def test_of_lists_with_longer_runs_the_length_is_the_first_one_s(images, tmp_path, here, monkeypatch, measured):
+    monkeypatch.setattr(ablate, "train_and_measure", lambda *_: measured)
     result = ablate.ablate(EXPERIMENTS["symmetry"], images, tmp_path, SMALL, seeds=1, processes=1)
     assert result["steps"] == SMALL.steps
 
 
-def test_an_error_of_any_kind_stops_one_run_alone(images, tmp_path, here, monkeypatch):
+def test_an_error_of_any_kind_stops_one_run_alone(images, tmp_path, here, monkeypatch, measured):
     def short_of_memory(data, place, options, *_):
         if options.method_args["tau"] == 0.5:
             raise RuntimeError("out of memory")
-        return MEASURED
+        return measured
 
     monkeypatch.setattr(ablate, "train_and_measure", short_of_memory)
     result = ablate.ablate(_pair, images, tmp_path, SMALL, seeds=1, processes=1)
@@ -220,14 +210,17 @@ def test_a_run_that_failed_keeps_its_checkpoints_and_one_that_ended_does_not(ima
     assert len(left) == 1 and left[0] != line["key"]
 
 
-def test_images_too_few_for_an_experiment_are_said(images, tmp_path, here, monkeypatch):
+def test_images_too_few_for_an_experiment_are_said(images, tmp_path, here, monkeypatch, measured):
     said = []
 
     class Told(Silent):
         def say(self, line):
             said.append(line)
 
-    monkeypatch.setattr(ablate, "train_and_measure", lambda *_: MEASURED)
-    small = lambda base: replace(_pair(base), steps_a_pass=20)  # noqa: E731
+    monkeypatch.setattr(ablate, "train_and_measure", lambda *_: measured)
+
+    def small(base):
+        return replace(_pair(base), steps_a_pass=20)
+
     ablate.ablate(small, images, tmp_path, SMALL, seeds=1, processes=1, observer=Told())
     assert any("a pass over these images is 8 steps; below 20" in line for line in said)

@@ -7,15 +7,6 @@ from byol.experiments import verdicts
 from byol.experiments.paper import EXPERIMENTS
 from byol.experiments.small import digits_minute
 
-MEASURED = {
-    "linear": 0.5,
-    "seconds": 1.0,
-    "test_images": 4,
-    "train_images": 8,
-    "verdict": "healthy",
-    **{name: [] for name in ("loss", "held_out_std_ratio", "held_out_effective_rank", "held_out_knn")},
-}
-
 
 def test_a_verdict_is_where_the_paired_interval_lies():
     # Three differences of mean 2 and s = 1: the half interval is 4.3027 / sqrt(3) = 2.484.
@@ -29,10 +20,10 @@ def test_a_verdict_is_where_the_paired_interval_lies():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("failed", [False, True])
-def test_every_list_has_a_table_and_a_picture_also_where_most_runs_failed(name, failed, tmp_path):
+def test_every_list_has_a_table_and_a_picture_also_where_most_runs_failed(name, failed, tmp_path, measured):
     experiment = EXPERIMENTS[name](digits_minute())
     arms = experiment.arms[:1] if failed else experiment.arms
-    runs = {(arm.name, seed): MEASURED for arm in arms for seed in range(2)}
+    runs = {(arm.name, seed): measured for arm in arms for seed in range(2)}
     result = verdicts.summary(experiment, runs, seeds=2, data="digits", steps=400)
     assert f"| {arms[0].name} | 50.0 +- 0.0 |" in verdicts.markdown(result)
     pictures.experiment(result, tmp_path / "plot.png")
