@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from byol.data.decode import FORMATS, Unusable, decode, header, to_channels
+from byol.data.decode import FORMATS, Unusable, decode, header, jpeg_header, to_channels
 
 GRAY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
 COLOUR = np.stack([GRAY, GRAY[::-1], 255 - GRAY], axis=2)
@@ -357,3 +357,68 @@ def test_threads_agree_with_one_thread() -> None:
         thread.join()
     for i, pixels in enumerate(expected):
         np.testing.assert_array_equal(found[i], pixels)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """Slow waves: what is left of them at a reduced size is known."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(2 * np.pi * (x * a / width + y * b / height)) for a, b in ((2, 1), (1, 3), (3, 2))]
+    return (128 + 100 * np.stack(waves, axis=2)).round().astype(np.uint8)
+
+
+JPEGS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"progressive": True},
+    "optimized": {"optimize": True},
+    "profile": {"icc_profile": b"p" * 70_000},
+    "comment": {"comment": b"c" * 60_000},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_has_the_pixels_that_pillow_finds(kind: str) -> None:
+    for pixels in (smooth(61, 83), noise(61, 83), noise(61, 83)[..., 0]):
+        data = encoded(pixels, "JPEG", quality=85, **JPEGS[kind])
+        expected = np.asarray(Image.open(io.BytesIO(data))).reshape(61, 83, -1)
+        found = decode(data)
+        assert found.flags.c_contiguous and found.flags.writeable
+        np.testing.assert_array_equal(found, expected)
+        assert jpeg_header(data) == (61, 83, expected.shape[2], True) == (*header(data), True)
+
+
+def test_what_is_not_a_plain_jpeg_is_left_to_pillow() -> None:
+    assert jpeg_header(encoded(noise(), "JPEG", exif=exif(6))) == (64, 48, 3, False)
+    cmyk = encoded(Image.fromarray(noise()).convert("CMYK"), "JPEG")
+    assert jpeg_header(cmyk) is None
+    assert decode(cmyk).shape == (64, 48, 3)
+    whole = encoded(noise(), "JPEG")
+    assert jpeg_header(encoded(noise())) is None
+    assert all(jpeg_header(whole[:cut]) is None for cut in (0, 2, 3, 20))
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+@pytest.mark.parametrize("size", [(240, 320), (243, 317)])
+def test_a_jpeg_at_reduced_size_is_the_mean_of_its_pixels(reduce: int, size: tuple[int, int]) -> None:
+    data = encoded(smooth(*size), "JPEG", quality=95, subsampling=0)
+    small, full = decode(data, reduce=reduce), decode(data).astype(float)
+    assert small.shape[:2] == tuple(-(-side // reduce) for side in size)
+    h, w = (side // reduce for side in size)
+    means = full[: h * reduce, : w * reduce].reshape(h, reduce, w, reduce, 3).mean((1, 3))
+    assert np.abs(small[:h, :w] - means).max() < 2.5
+
+
+def test_a_reduced_jpeg_is_upright_and_other_formats_keep_their_size() -> None:
+    data = encoded(smooth(240, 320), "JPEG", exif=exif(6), quality=95)
+    assert header(data)[:2] == (320, 240)
+    assert decode(data, reduce=4).shape == (80, 60, 3)
+    assert np.abs(decode(data, reduce=4).astype(float) - decode(data)[2::4, 2::4]).mean() < 6
+    np.testing.assert_array_equal(decode(encoded(noise()), reduce=4), noise())
+
+
+def test_a_damaged_jpeg_that_pillow_forgives_is_not_lost() -> None:
+    data = encoded(smooth(64, 80), "JPEG")
+    middle = data.index(b"\xff\xda") + 200
+    damaged = data[:middle] + b"\xff\xd0" + data[middle:]  # a marker where none belongs
+    assert decode(damaged).shape == (64, 80, 3)

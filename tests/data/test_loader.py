@@ -21,7 +21,8 @@ from byol.data.loader import (
     views_for,
 )
 from byol.data.open import open_source
-from byol.data.source import DataError
+from byol.data.source import DataError, Source
+from byol.views import recipes
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View
 
 PLAIN = Normalization((0.5,) * 3, (0.25,) * 3)
@@ -29,14 +30,14 @@ PLAIN = Normalization((0.5,) * 3, (0.25,) * 3)
 
 def test_each_epoch_holds_each_image_once_and_batches_run_across_epochs():
     order = Order(10, seed=0)
-    rows, epochs = order(0, 30)
+    rows, epochs = order(torch.arange(30))
     assert epochs.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     for epoch in range(3):
         assert sorted(rows[epochs == epoch].tolist()) == list(range(10))
     assert rows[:10].tolist() != rows[10:20].tolist()
-    pieces = torch.cat([Order(10, seed=0)(start, 7)[0] for start in (0, 7, 14)])
+    pieces = torch.cat([Order(10, seed=0)(torch.arange(start, start + 7))[0] for start in (0, 7, 14)])
     assert torch.equal(pieces, rows[:21])
-    assert not torch.equal(Order(10, seed=1)(0, 10)[0], rows[:10])
+    assert not torch.equal(Order(10, seed=1)(torch.arange(10))[0], rows[:10])
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +194,59 @@ def test_colour_changes_are_left_out_for_gray_images():
     assert all(v.hue == v.saturation == v.gray == 0 for v in gray)
     assert [v.blur for v in gray] == [1.0, 0.1]
     assert views_for((BYOL_T,), 3) == (BYOL_T,)
+
+
+def waves(height, width):
+    y, x = np.mgrid[:height, :width]
+    return 128 + 90 * np.stack(
+        [np.sin(2 * np.pi * (x / a + y / b)) for a, b in ((400, 900), (700, 300), (500, 500))], 2
+    )
+
+
+def test_crops_of_large_photographs_are_cut_from_a_reduced_image_at_the_same_place(tmp_path, monkeypatch):
+    Image.fromarray(waves(1203, 1600).round().astype(np.uint8)).save(tmp_path / "0.jpg", quality=95, subsampling=0)
+    Image.fromarray(waves(1203, 1600).round().astype(np.uint8)).save(tmp_path / "1.png")
+    asked = []
+    read = Source.read
+    monkeypatch.setattr(Source, "read", lambda self, i, reduce=1: asked.append((i, reduce)) or read(self, i, reduce))
+    view = View(jitter=0, gray=0, blur=0, flip=0, crop_area=(0.25, 1.0))
+    found = {}
+    for reduced in (True, False):
+        loader = Loader(
+            open_source(tmp_path),
+            (view, view),
+            pixels=None,
+            size=64,
+            batch_size=2,
+            normalization=Normalization((0.0,) * 3, (1.0,) * 3),
+            seed=0,
+            reduced=reduced,
+        )
+        rows = torch.tensor([0, 1]).repeat(10)
+        found[reduced] = loader.batch_of(rows, torch.arange(20)).views
+    factors = {reduce for image, reduce in asked if image == 0}
+    assert factors - {1} and 1 in factors  # the run without reducing asks for 1
+    for reduced, full in zip(found[True], found[False], strict=True):
+        # Half a reduced pixel, 1 to 4 px, would shift the waves by 0.005 and more in the mean.
+        assert (reduced - full).abs().mean() < 0.002
+        assert (reduced - full).abs().max() < 0.02
+    # No crop is enlarged for having been cut from a smaller image.
+    for epoch in range(20):
+        keys = recipes.view_keys(0, torch.tensor([epoch]), torch.tensor([0]), 2)
+        boxes = [recipes.place(view, recipes.crop_numbers(view, k), *torch.tensor([[1203], [1600]])) for k in keys]
+        smallest = min(float(box[0, 2:].min()) for box in boxes)
+        assert (0, max(k for k in (1, 2, 4, 8) if k == 1 or smallest >= 64 * k)) in asked
+
+
+def test_the_share_of_each_process_is_every_second_image(folder):
+    whole = list(loader_of(folder, batch_size=6).batches(0, 4))
+    shares = []
+    for rank in range(2):
+        loader = loader_of(folder, batch_size=6, workers=2)
+        loader.share = (rank, 2)
+        shares.append(list(loader.batches(0, 4)))
+    for number, batch in enumerate(whole):
+        for rank in range(2):
+            assert torch.equal(batch.ids[rank::2], shares[rank][number].ids)
+            for view, own in zip(batch.views, shares[rank][number].views, strict=True):
+                assert torch.equal(view[rank::2], own)

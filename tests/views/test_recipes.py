@@ -209,9 +209,8 @@ def test_a_worker_s_crop_is_within_half_a_grey_level():
         p = recipes.draw(view, keys, torch.full_like(ids, 60), torch.full_like(ids, 45), 32)
         exact = recipes.crop_batch(view, images, p, 32) * 255
         for i in range(40):
-            one = recipes.draw(view, keys[i : i + 1], torch.tensor([60]), torch.tensor([45]), 32)
-            cut = recipes.crop_one(view, images[i].permute(1, 2, 0).numpy(), one, 32)
-            assert np.abs(cut.astype(np.float64) - exact[i].double().numpy()).max() <= 0.5 + 1e-3
+            cut = recipes.crop_one(view, images[i].permute(1, 2, 0).numpy(), p.box[i], 32)
+            assert (cut.double() - exact[i].double()).abs().max() <= 0.5 + 1e-3
 
 
 def test_photometry_follows_the_drawn_order():
@@ -265,3 +264,21 @@ def test_pixels_agree_between_devices():
     there = recipes.photometry(BYOL_T, recipes.crop_batch(BYOL_T, images.cuda(), p, 24), p)
     std = torch.tensor(recipes.IMAGENET_STD)[:, None, None]
     assert ((here - there.cpu()) / std).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # compilers warn of what is theirs
+def test_compiled_views_and_views_image_by_image_have_the_same_bits():
+    views = (BYOL_T, replace(BYOL_T_PRIME, solarize=0.5, gray=0.5), View(style="torchvision", rotate_degrees=10))
+    num, size = 12, 72
+    crops = torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    quick = recipes.compiled(views, 3, size, torch.device("cpu"))
+    assert quick is not recipes.EAGER
+    sizes = torch.full((num,), size)
+    for number, view in enumerate(views):
+        keys = recipes.view_keys(0, torch.zeros(num, dtype=torch.int64), torch.arange(num), 3)[number]
+        p = recipes.draw(view, keys, sizes, sizes, size)
+        whole = recipes.photometry(view, crops.float() / 255, p)
+        for arithmetic in (recipes.EAGER, quick):
+            each = recipes.photometry_each(view, crops, p, arithmetic, lambda x: x)
+            assert torch.equal(each, whole)
+        assert not torch.equal(whole, crops.float() / 255)

@@ -68,7 +68,7 @@ class Arrays:
         _, height, width, channels = self.images.shape
         return height, width, channels
 
-    def read(self, position: int, channels: int) -> np.ndarray:
+    def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
         return to_channels(np.array(self.images[position]), channels)
 
     def name(self, position: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import re
@@ -29,13 +30,15 @@ class Unusable(ValueError):
     """This image cannot be used; the message is the reason in a few words, on one line."""
 
 
-def decode(data: bytes | Path, channels: int | None = None) -> np.ndarray:
+def decode(data: bytes | Path, channels: int | None = None, reduce: int = 1) -> np.ndarray:
     """The pixels of one encoded image, or `Unusable`.
 
     data: the file's bytes, or its path. Formats: JPEG, PNG, WebP, BMP, TIFF, GIF, PPM/PGM, whatever the name
         says; of an animation or a stack, the first frame.
     channels: 3 copies gray into R, G and B; 1 takes the luma of colour (ITU-R 601, Pillow's "L"); None leaves
         what there is.
+    reduce: 2, 4 or 8 decode a JPEG to sides of ceil(1/reduce), which libjpeg makes of the low frequencies of each
+        block, in a fraction of the time. Other formats are not reduced.
     Returns [H, W, C] uint8, 0-255, C in {1, 3}, writable and contiguous, upright by the EXIF orientation:
     - gray stays gray (C=1), 1-bit becomes 0 or 255, a palette becomes RGB even if all its colours are gray;
     - alpha, a transparent palette entry or colour: composited on white (in 16-bit gray it is ignored);
@@ -49,11 +52,61 @@ def decode(data: bytes | Path, channels: int | None = None) -> np.ndarray:
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels!r} must be 1, 3 or None")
+    if (pixels := _jpeg(data, reduce)) is not None:
+        return to_channels(pixels, channels)
     with _opened(data) as (image, _):
         _num_channels(image.mode)
+        if reduce > 1:  # of no effect but for JPEG
+            image.draft(image.mode, (image.width // reduce, image.height // reduce))
         image.load()
+        pixels = _pixels(image)
         # After load(): Pillow turns a TIFF upright while loading it, and then forgets its orientation.
-        return to_channels(_upright(_pixels(image), _orientation(image)), channels)
+        return to_channels(_upright(pixels, _orientation(image)), channels)
+
+
+def _jpeg(data: bytes | Path, reduce: int) -> np.ndarray | None:
+    """[H, W, 1 or 3] uint8 of a whole JPEG in gray or colour; None of anything else.
+
+    The same pixels as Pillow's, by the same libjpeg-turbo, in two thirds of its time.
+    """
+    import simplejpeg
+
+    with contextlib.suppress(OSError, ValueError):  # Pillow forgives some damage, and says better what is wrong
+        encoded = data if isinstance(data, bytes) else data.read_bytes()
+        if (found := jpeg_header(encoded)) is None:
+            return None
+        height, width, channels, is_plain = found
+        pixels = simplejpeg.decode_jpeg(
+            encoded,
+            colorspace="RGB" if channels == 3 else "GRAY",
+            # It takes the smallest scale that keeps these sides: exactly 1/reduce.
+            min_height=-(-height // reduce) if reduce > 1 else 0,
+            min_width=-(-width // reduce) if reduce > 1 else 0,
+        )
+        if is_plain:
+            return pixels
+        with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
+            return _upright(pixels, _orientation(image))
+    return None
+
+
+def jpeg_header(data: bytes) -> tuple[int, int, int, bool] | None:
+    """(height, width, channels, whether nothing says that it is turned) of a JPEG in gray or colour, as it is stored.
+
+    data: the file, or a beginning of it. None where Pillow has to look.
+    """
+    position, is_plain = 2, True
+    while position + 10 <= len(data) and data.startswith(b"\xff\xd8") and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
+            known = bits == 8 and channels in (1, 3) and 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 0)
+            return (height, width, channels, is_plain) if known else None
+        if marker < 0xC4 or 0xD0 <= marker <= 0xDA:  # these do not stand here
+            return None
+        is_plain = is_plain and marker != 0xE1  # EXIF, XMP
+        position += 2 + length
+    return None
 
 
 def header(data: bytes | Path) -> tuple[int, int, int]:

@@ -61,8 +61,8 @@ class Files:
             raise Unusable("not an image file name")
         return header(self.root / self.files[position])
 
-    def read(self, position: int, channels: int) -> np.ndarray:
-        return decode(self.root / self.files[position], channels)
+    def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
+        return decode(self.root / self.files[position], channels, reduce)
 
     def name(self, position: int) -> str:
         return self.files[position]

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from byol import rng
 from byol.data.decode import Unusable
 from byol.data.source import DataError, Source
+from byol.encoder import SMALL_IMAGE_PX
 from byol.views import ops, recipes
 from byol.views.view import View, without_color
 
@@ -61,14 +62,13 @@ class Order:
         self._key = rng.key(seed, rng.Purpose.ORDER)
         self._epochs: dict[int, Tensor] = {}
 
-    def __call__(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Positions [start, start + count) as (row, epoch), each [count] int64; rows are in [0, num)."""
-        position = torch.arange(start, start + count)
-        epochs = position // self.num
-        rows = torch.empty_like(position)
-        for epoch in range(start // self.num, (start + count - 1) // self.num + 1):
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(row, epoch) of each position of the sequence, each [B] int64; rows are in [0, num)."""
+        epochs = positions // self.num
+        rows = torch.empty_like(positions)
+        for epoch in epochs.unique().tolist():
             here = epochs == epoch
-            rows[here] = self._permutation(epoch)[position[here] % self.num]
+            rows[here] = self._permutation(epoch)[positions[here] % self.num]
         return rows, epochs
 
     def _permutation(self, epoch: int) -> Tensor:
@@ -109,7 +109,9 @@ class Loader:
     """Batches of views of a source's images, by batch number.
 
     pixels: [N, C, H, W] uint8 where the images live in memory (see `load_pixels`), else None: workers decode them once
-    an epoch and cut uint8 crops.
+    an epoch and cut uint8 crops. batch_size: of all processes together. share: (rank, world): the process's part of
+    each batch is every world-th image of it, from the rank-th on. reduced: whether JPEGs are decoded at a fraction of
+    their size where all their crops stay as large as the views. arithmetic: see `recipes.compiled`.
     """
 
     def __init__(
@@ -124,6 +126,9 @@ class Loader:
         seed: int,
         workers: int = 0,
         device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
+        reduced: bool = True,
+        arithmetic: recipes.Arithmetic = recipes.EAGER,
     ) -> None:
         self.source = source
         self.views = views
@@ -133,38 +138,48 @@ class Loader:
         self.seed = seed
         self.workers = workers
         self.device = torch.device(device)
+        self.share = share
+        self.reduced = reduced
+        self.arithmetic = arithmetic
         self.order = Order(len(source), seed)
         self.pixels = None if pixels is None else pixels.to(self.device)
         labels = source.labels if source.labels is not None else np.full(len(source), -1)
         self.ids = torch.from_numpy(source.ids.astype(np.int64))
         self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.sizes = torch.from_numpy(source.sizes)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches start .. stop - 1."""
         if self.pixels is not None:
             for number in range(start, stop):
-                rows, epochs = self.order(number * self.batch_size, self.batch_size)
-                yield self.batch_of(rows, epochs)
+                yield self.batch_of(*self.order(self.positions(number)))
             return
-        loader = DataLoader(
-            _Crops(self),
-            sampler=range(start * self.batch_size, stop * self.batch_size),
-            batch_size=self.batch_size,
-            num_workers=self.workers,
-            collate_fn=_collate,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=False,
-            generator=torch.Generator(),  # else it draws from torch's own
+        # All workers make each batch together: the first one comes sooner, and fewer of them wait in memory.
+        parts = min(max(1, self.workers), len(self.positions(0)))
+        pieces = iter(
+            DataLoader(
+                _Crops(self),
+                batch_sampler=(
+                    p[k::parts].tolist() for p in map(self.positions, range(start, stop)) for k in range(parts)
+                ),
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                generator=torch.Generator(),  # else it draws from torch's own
+            )
         )
-        for rows, epochs, ids, crops, replaced in loader:
-            yield self._finish(rows, epochs, ids, crops, replaced)
+        for _ in range(start, stop):
+            yield self._finish([next(pieces) for _ in range(parts)])
+
+    def positions(self, number: int) -> Tensor:
+        """This process's positions of a batch, in the endless sequence of images."""
+        rank, world = self.share
+        return torch.arange(number * self.batch_size + rank, (number + 1) * self.batch_size, world)
 
     def batch_of(self, rows: Tensor, epochs: Tensor) -> Batch:
         """Views of chosen images, in this process. rows: [B] int64 in [0, N). epochs: [B] int64."""
         if self.pixels is None:
             with self._full_precision():
-                items = [self.crops(int(row), int(epoch)) for row, epoch in zip(rows, epochs, strict=True)]
-            return self._finish(*_collate(items))
+                return self._finish([self.crops(rows, epochs)])
         images = self.pixels[rows.to(self.device)]
         parameters = self._draw(epochs, self.ids[rows], *images.shape[-2:])
         with self._full_precision():
@@ -178,62 +193,122 @@ class Loader:
         """Views are float32 also where the caller computes in less."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def crops(self, row: int, epoch: int) -> tuple[int, int, int, list[np.ndarray], list[tuple[int, str]]]:
-        """One image decoded, its crops cut: (row used, epoch, id drawn with, [C, S, S] uint8 per view, replaced).
+    def crops(self, rows: Tensor, epochs: Tensor) -> Crops:
+        """Images decoded once each, and their crops cut. rows, epochs: [B] int64.
 
         An unusable image is replaced by one that follows from (seed, epoch, id); its views are drawn as its own.
         """
-        wanted = int(self.ids[row])
-        replaced: list[tuple[int, str]] = []
-        key = rng.fold(rng.fold(rng.key(self.seed, rng.Purpose.REPLACEMENT), epoch), wanted)
-        for candidate in [row, *(rng.bits(key, 64) % len(self.ids)).tolist()]:
-            try:
-                image = self.source.read(int(self.ids[candidate]))
-            except Unusable as reason:
-                replaced.append((int(self.ids[candidate]), str(reason)))
-                continue
-            parameters = self._draw(torch.tensor([epoch]), torch.tensor([wanted]), *image.shape[:2])
-            cut = [recipes.crop_one(view, image, p, self.size) for view, p in zip(self.views, parameters, strict=True)]
-            return candidate, epoch, wanted, cut, replaced
-        raise DataError(f"more than 64 images in a row are unusable; the last: {replaced[-1][1]}")
+        drawn_as = self.ids[rows]
+        keys = recipes.view_keys(self.seed, epochs, drawn_as, len(self.views))
+        numbers = [recipes.crop_numbers(view, k) for view, k in zip(self.views, keys, strict=True)]
+        boxes = self._boxes(numbers, rows)
+        used, replaced = rows.clone(), list[tuple[int, str]]()
+        made = [torch.empty(len(rows), self.source.channels, self.size, self.size, dtype=torch.uint8) for _ in keys]
+        for i in range(len(rows)):
+            own = boxes[:, i]
+            for tried in self._candidates(int(rows[i]), int(epochs[i])):
+                if tried != rows[i]:
+                    own = self._boxes([n[i : i + 1] for n in numbers], torch.tensor([tried]))[:, 0]
+                try:
+                    cut = self._cut(tried, own)
+                except Unusable as reason:
+                    replaced.append((int(self.ids[tried]), str(reason)))
+                    continue
+                used[i] = tried
+                for crops, crop in zip(made, cut, strict=True):
+                    crops[i] = crop
+                break
+            else:
+                raise DataError(f"more than 64 images in a row are unusable; the last: {replaced[-1][1]}")
+        return Crops(used, epochs, drawn_as, made, replaced)
+
+    def _boxes(self, numbers: list[Tensor], rows: Tensor) -> Tensor:
+        """Where the crops of images lie, for each view: [V, B, 4]."""
+        heights, widths = self.sizes[rows].unbind(-1)
+        return torch.stack(
+            [recipes.place(view, n, heights, widths) for view, n in zip(self.views, numbers, strict=True)]
+        )
+
+    def _candidates(self, row: int, epoch: int) -> Iterator[int]:
+        yield row
+        key = rng.fold(rng.fold(rng.key(self.seed, rng.Purpose.REPLACEMENT), epoch), int(self.ids[row]))
+        yield from (rng.bits(key, 64) % len(self.ids)).tolist()
+
+    def _cut(self, row: int, boxes: Tensor) -> list[Tensor]:
+        """[C, S, S] uint8 for each view of one image. boxes: [V, 4]."""
+        smallest = float(boxes[:, 2:].min())
+        reduce = next((k for k in (8, 4, 2) if smallest >= k * self.size), 1) if self.reduced else 1
+        image = self.source.read(int(self.ids[row]), reduce)
+        full = tuple(self.sizes[row].tolist())
+        if image.shape[:2] == tuple(-(-side // reduce) for side in full):
+            boxes = boxes / reduce
+        elif image.shape[:2] != full:
+            raise Unusable(f"its pixels are {image.shape[0]}x{image.shape[1]}, unlike its header")
+        return [recipes.crop_one(view, image, box, self.size) for view, box in zip(self.views, boxes, strict=True)]
 
     def _draw(self, epochs: Tensor, ids: Tensor, height: int, width: int) -> list[recipes.Parameters]:
         heights, widths = torch.full_like(ids, height), torch.full_like(ids, width)
         keys = recipes.view_keys(self.seed, epochs, ids, len(self.views))
         return [recipes.draw(view, k, heights, widths, self.size) for view, k in zip(self.views, keys, strict=True)]
 
-    def _finish(
-        self, rows: Tensor, epochs: Tensor, ids: Tensor, crops: list[Tensor], replaced: list[tuple[int, str]]
-    ) -> Batch:
+    def _finish(self, pieces: list[Crops]) -> Batch:
+        """pieces: of each worker, in turn an image of each."""
+        rows = _in_turn([piece.rows for piece in pieces])
+        epochs, drawn_as = _in_turn([piece.epochs for piece in pieces]), _in_turn([piece.drawn_as for piece in pieces])
         # The boxes were drawn in the worker for each image's own size; nothing else depends on it.
-        parameters = self._draw(epochs, ids, self.size, self.size)
+        parameters = self._draw(epochs, drawn_as, self.size, self.size)
         with self._full_precision():
             made = tuple(
-                self.normalization(recipes.photometry(view, cut.to(self.device, non_blocking=True).float() / 255, p))
-                for view, cut, p in zip(self.views, crops, parameters, strict=True)
+                self._photometry(view, _in_turn([piece.crops[number] for piece in pieces]), p)
+                for number, (view, p) in enumerate(zip(self.views, parameters, strict=True))
             )
+        replaced = [each for piece in pieces for each in piece.replaced]
         return Batch(self.ids[rows], self.labels[rows], made, replaced)
+
+    def _photometry(self, view: View, crops: Tensor, p: recipes.Parameters) -> Tensor:
+        if self.device.type == "cpu" and self.size > SMALL_IMAGE_PX:
+            return recipes.photometry_each(view, crops, p, self.arithmetic, self.normalization)
+        if self.device.type == "cuda":
+            crops = crops.pin_memory()
+        images = crops.to(self.device, non_blocking=True).float() / 255
+        return self.normalization(recipes.photometry(view, images, p, self.arithmetic))
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What a worker makes of B images. crops: [B, C, S, S] uint8 for each view.
+
+    rows: [B] int64, the images used; drawn_as: [B] int64, the ids of those whose places they have, and whose views are
+    drawn; replaced: (id, reason) of those that turned out unusable.
+    """
+
+    rows: Tensor
+    epochs: Tensor
+    drawn_as: Tensor
+    crops: list[Tensor]
+    replaced: list[tuple[int, str]]
+
+
+def _in_turn(pieces: list[Tensor]) -> Tensor:
+    """Rows dealt to several pieces, together again: row i is of piece i modulo their number."""
+    if len(pieces) == 1:
+        return pieces[0]
+    whole = pieces[0].new_empty(sum(map(len, pieces)), *pieces[0].shape[1:])
+    for number, piece in enumerate(pieces):
+        whole[number :: len(pieces)] = piece
+    return whole
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
 
 
 class _Crops(Dataset[Any]):
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
-    def __getitem__(self, position: int) -> Any:
-        row, epoch = self.loader.order(position, 1)
-        return self.loader.crops(int(row), int(epoch))
-
-
-def _collate(items: list[Any]) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[tuple[int, str]]]:
-    rows, epochs, ids, cuts, replaced = zip(*items, strict=True)
-    views = [torch.from_numpy(np.stack(cut)) for cut in zip(*cuts, strict=True)]
-    return (
-        torch.tensor(rows),
-        torch.tensor(epochs),
-        torch.tensor(ids),
-        views,
-        [each for several in replaced for each in several],
-    )
+    def __getitems__(self, positions: list[int]) -> Crops:
+        return self.loader.crops(*self.loader.order(torch.tensor(positions)))
 
 
 def data_statistics(source: Source, pixels: Tensor | None, num: int = 2000) -> Normalization:

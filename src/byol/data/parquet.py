@@ -65,8 +65,8 @@ class Rows:
     def header(self, position: int) -> tuple[int, int, int]:
         return header(self._bytes(position))
 
-    def read(self, position: int, channels: int) -> np.ndarray:
-        return decode(self._bytes(position), channels)
+    def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
+        return decode(self._bytes(position), channels, reduce)
 
     def name(self, position: int) -> str:
         file = int(np.searchsorted(self.starts, position, side="right")) - 1

@@ -26,10 +26,11 @@ class DataError(ValueError):
 
 
 class Listing(Protocol):
-    """Where images lie, by position in a sorted listing. `read` returns [H, W, channels] uint8."""
+    """Where images lie, by position in a sorted listing. `read` returns [H, W, channels] uint8; see `decode` for
+    `reduce`."""
 
     def header(self, position: int) -> tuple[int, int, int]: ...
-    def read(self, position: int, channels: int) -> np.ndarray: ...
+    def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray: ...
     def name(self, position: int) -> str: ...
 
 
@@ -40,6 +41,7 @@ class Source:
     name: what the person typed. num_listed: length of the listing. fingerprint: hex SHA-256 of the listing.
     ids: [N] int64, ascending, the usable images. labels: [N] int64 aligned with ids, -1 if unknown, or None.
     channels: 1 or 3, of every image that `read` returns. height, width: of all if uniform, else medians.
+    sizes: [N, 2] int32 aligned with ids, height and width as the headers say.
     skipped: (id, name, reason) of each entry dropped. classes: the names of labels 0, 1, ... or None.
     has_test_part: whether `open_source(..., part="test")` finds something.
     targets: [N, K] int8 aligned with ids, of images that may have several of K classes: 1 present, 0 absent, -1 if
@@ -57,6 +59,7 @@ class Source:
     width: int
     uniform: bool
     skipped: tuple[Skipped, ...]
+    sizes: np.ndarray
     listing: Listing = field(repr=False)
     classes: tuple[str, ...] | None = None
     has_test_part: bool = False
@@ -76,9 +79,9 @@ class Source:
         highest = int(self.labels.max(initial=-1)) + 1
         return highest if highest <= self.num_listed else 0
 
-    def read(self, image_id: int) -> np.ndarray:
-        """[H, W, channels] uint8; raises `Unusable` for a file that turns out broken."""
-        return self.listing.read(self._position(image_id), self.channels)
+    def read(self, image_id: int, reduce: int = 1) -> np.ndarray:
+        """[H, W, channels] uint8; raises `Unusable` for a file that turns out broken. reduce: see `decode`."""
+        return self.listing.read(self._position(image_id), self.channels, reduce)
 
     def name_of(self, image_id: int) -> str:
         """The entry's name, on one printable line."""
@@ -110,6 +113,7 @@ class Source:
             labels=chosen_of(self.labels),
             targets=chosen_of(self.targets),
             groups=chosen_of(self.groups),
+            sizes=self.sizes[rows],
         )
 
     def pixels(
@@ -185,6 +189,7 @@ def verified(
         uniform=bool((sizes[:, :2] == sizes[0, :2]).all()),
         skipped=tuple(skipped),
         listing=listing,
+        sizes=sizes[:, :2].astype(np.int32),
     )
 
 

@@ -6,6 +6,9 @@ The `tf_` operations are those of BYOL's released code, the `tv_` operations tho
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -20,29 +23,31 @@ def keys_cubic(distance: Tensor) -> Tensor:
     return (1 - d) * torch.where(d < 1, (1 - 1.5 * d) * d + 1, 0.5 * (2 - d).clamp_min(0).square())
 
 
-def crop_weights(start: Tensor, length: Tensor, in_size: int, out_size: int, *, antialias: bool) -> Tensor:
-    """The matrix that crops [start, start + length) of an axis and resizes it to `out_size` by bicubic taps.
+def crop_taps(start: Tensor, length: Tensor, in_size: int, out_size: int, *, antialias: bool) -> tuple[Tensor, Tensor]:
+    """The bicubic taps that crop [start, start + length) of an axis and resize it to `out_size`.
 
-    start, length: [B] float64, whole numbers of pixels. Returns [B, out_size, in_size] float64, rows summing to 1.
-    Half-pixel centres; taps outside the crop are dropped and the rest renormalised. antialias=False is TensorFlow's
-    resize (whose kernel rounds its offsets to 1/1024; this one does not); antialias=True widens the kernel when
-    shrinking, as Pillow and torchvision do.
+    start, length: [B] float64, px. Returns (pixels [B, out_size, K] int64 in [0, in_size), weights [B, out_size, K]
+    float64, which sum to 1). Half-pixel centres; taps outside the crop are dropped and the rest renormalised.
+    antialias=False is TensorFlow's resize (whose kernel rounds its offsets to 1/1024; this one does not), with K = 4;
+    antialias=True widens the kernel when shrinking, as Pillow and torchvision do.
     """
+    whole = torch.floor(start)
+    offset = (start - whole)[:, None, None]
     scale = (length / out_size)[:, None, None]
-    centre = (torch.arange(out_size, dtype=torch.float64)[:, None] + 0.5) * scale
-    # In the crop's coordinates, where pixel j covers [j, j + 1). Unwidened, the kernel reaches four pixels.
-    every = torch.arange(in_size, dtype=torch.float64) - start[:, None, None]
-    pixel = every if antialias else torch.floor(centre - 0.5) + torch.arange(-1, 3)
-    distance = pixel + 0.5 - centre
-    if antialias:
-        distance = distance / scale.clamp_min(1.0)
-    inside = (pixel >= 0) & (pixel < length[:, None, None])
-    weights = keys_cubic(distance) * inside
+    wide = scale.clamp_min(1.0) if antialias else torch.ones_like(scale)
+    # In the crop's coordinates, where pixel j covers [j, j + 1).
+    centre = (torch.arange(out_size, dtype=torch.float64)[:, None] + 0.5) * scale + offset
+    pixel = torch.floor(centre - 0.5 - 2 * wide) + torch.arange(1, math.ceil(4 * float(wide.max())) + 1)
+    inside = (pixel + 0.5 >= offset) & (pixel + 0.5 < length[:, None, None] + offset)
+    weights = keys_cubic((pixel + 0.5 - centre) / wide) * inside
     weights = weights / weights.sum(-1, keepdim=True)
-    if antialias:
-        return weights
-    column = (pixel + start[:, None, None]).long().clamp(0, in_size - 1)
-    return weights.new_zeros(len(start), out_size, in_size).scatter_add_(-1, column, weights)
+    return (pixel + whole[:, None, None]).long().clamp(0, in_size - 1), weights
+
+
+def crop_weights(start: Tensor, length: Tensor, in_size: int, out_size: int, *, antialias: bool) -> Tensor:
+    """`crop_taps` as a matrix: [B, out_size, in_size] float64."""
+    pixels, weights = crop_taps(start, length, in_size, out_size, antialias=antialias)
+    return weights.new_zeros(len(start), out_size, in_size).scatter_add_(-1, pixels, weights)
 
 
 def crop_resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -51,6 +56,24 @@ def crop_resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Returns [B, C, S, S], neither rounded nor clipped: bicubic overshoots.
     """
     return rows[:, None] @ (images @ columns[:, None].transpose(-1, -2))
+
+
+def crop_by_taps(image: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
+    """One crop from taps, where most of a matrix would be zeros. image: [H, W, C] float; rows, columns: `crop_taps` of
+    one image, [S, K] each.
+
+    Returns [C, S, S], neither rounded nor clipped.
+    """
+    height, width, channels = image.shape
+    size = len(rows[0])
+    x = _weighted(image.reshape(height, width * channels), *rows).view(size, width, channels)
+    x = _weighted(x.permute(1, 2, 0).reshape(width, channels * size), *columns)
+    return x.view(size, channels, size).permute(1, 2, 0)
+
+
+def _weighted(rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Sums of K weighted rows each: [N, D], [S, K] int64, [S, K] float -> [S, D]."""
+    return F.embedding_bag(chosen, rows, per_sample_weights=weights.to(rows), mode="sum")
 
 
 def affine(images: Tensor, theta: Tensor) -> Tensor:
@@ -97,14 +120,18 @@ def tf_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 def tf_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """HSV saturation times `factor`, clipped to [0, 1]."""
-    h, s, v = rgb_to_hsv(images)
-    return hsv_to_rgb(h, (s * factor[:, None, None]).clamp(0, 1), v).clamp(0, 1)
+    # At a given hue and value, each channel's distance from the value is proportional to the saturation.
+    v = images.amax(1, keepdim=True)
+    spread = v - images.amin(1, keepdim=True)
+    most = torch.where(spread > 0, v / torch.where(spread > 0, spread, torch.ones_like(v)), torch.ones_like(v))
+    return (v - (v - images) * torch.minimum(_each(factor), most)).clamp(0, 1)
 
 
 def hue(images: Tensor, delta: Tensor) -> Tensor:
     """HSV hue plus `delta` turns, modulo 1. The same in both families."""
     h, s, v = rgb_to_hsv(images)
-    return hsv_to_rgb((h + delta[:, None, None]) % 1.0, s, v).clamp(0, 1)
+    h = h + delta[:, None, None]
+    return hsv_to_rgb(h - h.floor(), s, v).clamp(0, 1)
 
 
 def tv_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -156,21 +183,32 @@ def gaussian_taps(sigma: Tensor, width: int) -> Tensor:
     return taps / taps.sum(-1, keepdim=True)
 
 
-def blur(images: Tensor, taps: Tensor, *, padding: str = "constant") -> Tensor:
-    """Separable convolution with each image's own taps [B, width].
-
-    padding: "constant" (zeros: borders darken, as in BYOL's released code) or "reflect" (torchvision).
-    """
-    # Shifted sums rather than a grouped convolution, whose bits depend on the batch at one channel.
+def shifted_sums(padded: Tensor, taps: Tensor) -> Tensor:
+    """The separable convolution of images that were padded by half of the taps on each side."""
+    # Rather than a grouped convolution, whose bits depend on the batch at one channel.
     width = taps.shape[1]
-    half = width // 2
-    h, w = images.shape[-2:]
-    padded = F.pad(images, (half, half, half, half), mode=padding)
+    h, w = (size - width + 1 for size in padded.shape[-2:])
     rows = sum(_each(taps[:, i]) * padded[..., i : i + h, :] for i in range(width))
     assert isinstance(rows, Tensor), "an odd width has at least one tap"
     columns = sum(_each(taps[:, i]) * rows[..., i : i + w] for i in range(width))
     assert isinstance(columns, Tensor), "an odd width has at least one tap"
     return columns
+
+
+def blur(
+    images: Tensor,
+    taps: Tensor,
+    *,
+    padding: str = "constant",
+    convolve: Callable[[Tensor, Tensor], Tensor] = shifted_sums,
+) -> Tensor:
+    """Separable convolution with each image's own taps [B, width].
+
+    padding: "constant" (zeros: borders darken, as in BYOL's released code) or "reflect" (torchvision).
+    """
+    half = taps.shape[1] // 2
+    padded = F.pad(images, (half, half, half, half), mode=padding)
+    return convolve(padded, taps)
 
 
 def solarize(images: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ pixels are, everything else batched on the device.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
 from itertools import permutations
 
 import numpy as np
@@ -18,6 +20,7 @@ from byol import rng
 from byol.views import ops
 from byol.views.view import View
 
+Operation = Callable[..., Tensor]
 _OPERATIONS = ("crop", "affine", "flip", "jitter", "order", "gray", "blur", "solarize")
 _TRIES = len(_OPERATIONS)  # torchvision's crop draws from a key of its own
 _ORDERS = torch.tensor(list(permutations(range(4))))
@@ -62,12 +65,7 @@ def draw(view: View, keys: Tensor, heights: Tensor, widths: Tensor, size: int) -
     """
     u = rng.uniform(rng.fold(keys[:, None], torch.arange(len(_OPERATIONS))), 4)
     of = dict(zip(_OPERATIONS, u.unbind(1), strict=True))  # each [B, 4]
-    if view.style == "authors":
-        box = _authors_box(view, of["crop"], heights.double(), widths.double())
-    else:
-        tries = rng.uniform(rng.fold(keys, _TRIES), 40).view(-1, 10, 4)
-        box = _torchvision_box(view, tries, heights.double(), widths.double())
-
+    box = place(view, crop_numbers(view, keys), heights, widths)
     jitter = of["jitter"]
     brightness = _spread(jitter[:, 0], view.brightness)
     if view.style == "torchvision":
@@ -88,6 +86,19 @@ def draw(view: View, keys: Tensor, heights: Tensor, widths: Tensor, size: int) -
         taps=ops.gaussian_taps(sigma, ops.blur_width(size)).float(),
         solarize=of["solarize"][:, 0] < view.solarize,
     )
+
+
+def crop_numbers(view: View, keys: Tensor) -> Tensor:
+    """The uniform numbers that `place` makes crops of, whatever the images' sizes: keys [B, 2] -> [B, ...] float64."""
+    if view.style == "authors":
+        return rng.uniform(rng.fold(keys, _OPERATIONS.index("crop")), 4)
+    return rng.uniform(rng.fold(keys, _TRIES), 40).view(-1, 10, 4)
+
+
+def place(view: View, numbers: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    """The crops [B, 4] float64 (top, left, height, width) in images of those sizes, px."""
+    box_of = _authors_box if view.style == "authors" else _torchvision_box
+    return box_of(view, numbers, heights.double(), widths.double())
 
 
 def _spread(u: Tensor, amount: float) -> Tensor:
@@ -149,15 +160,25 @@ def crop_batch(view: View, images: Tensor, parameters: Parameters, size: int) ->
     return (cut / 255).clamp(0, 1)
 
 
-def crop_one(view: View, image: np.ndarray, parameters: Parameters, size: int) -> np.ndarray:
-    """The crop of one decoded image, in a worker. image: [H, W, C] uint8. Returns [C, size, size] uint8: the exact
-    crop rounded to the nearest grey level, so that a quarter of the bytes travels."""
-    top, left, h, w = (int(x) for x in parameters.box[0])
-    region = torch.from_numpy(np.ascontiguousarray(image[top : top + h, left : left + w]))
-    box = torch.tensor([[0.0, 0.0, h, w]], dtype=torch.float64)
-    rows, columns = _crop_matrices(view, box, h, w, size)
-    cut = ops.crop_resize(region.permute(2, 0, 1)[None].float(), rows, columns)[0]
-    return cut.round().clamp(0, 255).to(torch.uint8).numpy()
+def crop_one(view: View, image: np.ndarray, box: Tensor, size: int) -> Tensor:
+    """The crop of one decoded image, in a worker. image: [H, W, C] uint8. box: [4] float64 (top, left, height, width),
+    px. Returns [C, size, size] uint8: the exact crop rounded to the nearest grey level, so that a quarter of the bytes
+    travels."""
+    top, left, h, w = box.tolist()
+    region = image[math.floor(top) : math.ceil(top + h), math.floor(left) : math.ceil(left + w)]
+    antialias = view.style == "torchvision"
+    rows = _taps(top % 1, h, region.shape[0], size, antialias)
+    columns = _taps(left % 1, w, region.shape[1], size, antialias)
+    cut = ops.crop_by_taps(torch.from_numpy(region).float(), rows, columns)
+    # By way of int16: the conversion of floats to bytes is four times as slow.
+    return cut.round_().clamp_(0, 255).to(torch.int16).to(torch.uint8)
+
+
+@lru_cache(maxsize=1024)  # crops at whole pixels have few lengths, and the taps take as long as the crop
+def _taps(start: float, length: float, in_size: int, size: int, antialias: bool) -> tuple[Tensor, Tensor]:
+    first, extent = torch.tensor([[start], [length]], dtype=torch.float64)
+    pixels, weights = ops.crop_taps(first, extent, in_size, size, antialias=antialias)
+    return pixels[0], weights[0].float()
 
 
 def _crop_matrices(view: View, box: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
@@ -167,47 +188,102 @@ def _crop_matrices(view: View, box: Tensor, height: int, width: int, size: int) 
     return rows.float(), columns.float()
 
 
-def photometry(view: View, images: Tensor, parameters: Parameters) -> Tensor:
+@dataclass(frozen=True)
+class Arithmetic:
+    """The operations that take most of the time, as they are, or compiled (`compiled`); the numbers are the same."""
+
+    saturation: Operation = ops.tf_saturation
+    hue: Operation = ops.hue
+    convolve: Operation = ops.shifted_sums
+    solarize: Operation = ops.solarize
+
+
+EAGER = Arithmetic()
+
+
+def compiled(views: tuple[View, ...], channels: int, size: int, device: torch.device) -> Arithmetic:
+    """The arithmetic of those views as torch.compile makes it. Whatever its compilers raise where they are missing or
+    fail, it raises here, before the first batch."""
+    # On a CPU images come one by one (`photometry_each`), elsewhere in every number.
+    one_by_one = device.type == "cpu"
+    num = 1 if one_by_one else 2
+    found = Arithmetic(*(torch.compile(getattr(EAGER, f.name), dynamic=not one_by_one) for f in fields(Arithmetic)))
+    images, sizes = torch.rand(num, channels, size, size, device=device), torch.full((num,), size)
+    always = torch.ones(num, dtype=torch.bool)
+    for view in views:
+        drawn = draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size)
+        every = replace(drawn, flip=always, jitter=always, gray=always, blur=always, solarize=always)
+        photometry(view, images.clone(), every, found)
+    return found
+
+
+def photometry(view: View, images: Tensor, parameters: Parameters, arithmetic: Arithmetic = EAGER) -> Tensor:
     """Everything after the crop but normalisation. images: [B, C, S, S] float32 in [0, 1], changed in place.
 
     Returns [B, C, S, S] float32 in [0, 1].
     """
-    if parameters.theta is not None:
-        images = ops.affine(images, parameters.theta.to(images.device, non_blocking=True))
-    _where(images, parameters.flip, ops.flip)
-    _jitter(view, images, parameters)
-    if view.gray and images.shape[1] == 3:
-        _where(images, parameters.gray, ops.gray)
-    if view.blur and parameters.taps.shape[1] > 1:
-        padding = "constant" if view.style == "authors" else "reflect"
-        _where(images, parameters.blur, lambda x, taps: ops.blur(x, taps, padding=padding), parameters.taps)
-    _where(images, parameters.solarize, ops.solarize)
+    for chosen, operation, values in _stages(view, parameters, images.shape[1], arithmetic):
+        images = _where(images, chosen, operation, *values)
     return images.clamp_(0, 1)
 
 
-def _jitter(view: View, images: Tensor, p: Parameters) -> None:
+def photometry_each(
+    view: View, crops: Tensor, parameters: Parameters, arithmetic: Arithmetic, finish: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`photometry` of uint8 crops [B, C, S, S] on the CPU, then `finish`, image by image: one large image stays in the
+    processor's cache through all of it, a batch does not. Returns [B, C, S, S] float32."""
+    made = torch.empty(crops.shape)
+    stages = [
+        (chosen.tolist(), operation, values)
+        for chosen, operation, values in _stages(view, parameters, crops.shape[1], arithmetic)
+    ]
+    for row in range(len(crops)):
+        one = slice(row, row + 1)
+        image = crops[one] / 255
+        for chosen, operation, values in stages:
+            if chosen[row]:
+                image = operation(image, *(value[one] for value in values))
+        made[one] = finish(image.clamp(0, 1))
+    return made
+
+
+Stage = tuple[Tensor, Operation, tuple[Tensor, ...]]
+
+
+def _stages(view: View, p: Parameters, channels: int, arithmetic: Arithmetic) -> Iterator[Stage]:
+    """(which images [B] bool, the operation, its values [B, ...]) of each change in turn."""
     authors = view.style == "authors"
-    changes = [
+    if p.theta is not None:
+        yield torch.ones_like(p.flip), ops.affine, (p.theta,)
+    yield p.flip, ops.flip, ()
+    changes: list[tuple[float, Operation, Tensor]] = [
         (view.brightness, ops.tf_brightness if authors else ops.tv_brightness, p.brightness),
         (view.contrast, ops.tf_contrast if authors else ops.tv_contrast, p.contrast),
-        (view.saturation, ops.tf_saturation if authors else ops.tv_saturation, p.saturation),
-        (view.hue, ops.hue, p.hue),
+        (view.saturation, arithmetic.saturation if authors else ops.tv_saturation, p.saturation),
+        (view.hue, arithmetic.hue, p.hue),
     ]
     for place in range(4):
         for change, (amount, operation, value) in enumerate(changes):
-            if amount:
-                _where(images, p.jitter & (p.order[:, place] == change), operation, value)
+            if amount and view.jitter:
+                yield p.jitter & (p.order[:, place] == change), operation, (value,)
+    if view.gray and channels == 3:
+        yield p.gray, ops.gray, ()
+    if view.blur and p.taps.shape[1] > 1:
+        padding = "constant" if authors else "reflect"
+        blur = partial(ops.blur, padding=padding, convolve=arithmetic.convolve)
+        yield p.blur, blur, (p.taps,)
+    if view.solarize:
+        yield p.solarize, arithmetic.solarize, ()
 
 
-def _where(images: Tensor, chosen: Tensor, operation, *values: Tensor) -> None:  # type: ignore[no-untyped-def]
-    """Apply an operation to the chosen images only, in place. `chosen` and `values` are on the CPU: the device never
+def _where(images: Tensor, chosen: Tensor, operation: Operation, *values: Tensor) -> Tensor:
+    """The operation applied to the chosen images only, in place. `chosen` and `values` are on the CPU: the device never
     has to say how many there are."""
     index = chosen.nonzero()[:, 0]
     if len(index) == 0:
-        return
+        return images
     there = [value[index].to(images.device, non_blocking=True) for value in values]
     if len(index) == len(images):
-        images.copy_(operation(images, *there))
-    else:
-        index = index.to(images.device, non_blocking=True)
-        images.index_copy_(0, index, operation(images.index_select(0, index), *there).contiguous())
+        return images.copy_(operation(images, *there))
+    index = index.to(images.device, non_blocking=True)
+    return images.index_copy_(0, index, operation(images.index_select(0, index), *there).contiguous())
