@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def save(directory: Path, step: int, module: nn.Module, optimizer: Optimizer) ->
                 scalars[f"optimizer.{index}.{name}"] = value
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{step:09d}.safetensors"
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may save one state
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
         temporary,
@@ -36,7 +37,7 @@ def save(directory: Path, step: int, module: nn.Module, optimizer: Optimizer) ->
     )
     temporary.replace(path)
     for old in _all(directory)[:-KEEP]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
 
 

@@ -11,6 +11,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from byol import names
+from byol.launch import launched, launched_rank
+
+SHARED = ("pretrain",)
+"""Commands that several processes do together."""
 
 app = typer.Typer(
     name="byol",
@@ -170,6 +174,8 @@ def pretrain(
 
     with Terminal() as terminal:
         run = run_pretrain(data, out, options, resume=resume, observer=terminal)
+    if launched_rank() > 0:
+        return
     if as_json:
         _print_json(facts_for_json(run, out))
     else:
@@ -589,10 +595,16 @@ def _print_json(found: dict[str, Any]) -> None:
 def main() -> None:
     """Run the command line; what a person can set right is one line on stderr and exit code 2."""
     try:
+        if launched()[0] > 1 and sys.argv[1:2] not in ([name] for name in SHARED):
+            _fail(
+                f"only `byol {'` and `byol '.join(SHARED)}` run in several processes; start this one without a launcher"
+            )
         code = app(sys.argv[1:] or ["--help"], prog_name="byol", standalone_mode=False)
     except typer.Abort:
         sys.exit(130)
     except _UsageError as error:
+        if launched_rank() > 0:  # the first of the processes says it
+            sys.exit(2)
         _exit(_one_line(error))
     except (ValueError, FileNotFoundError) as error:
         if not _for_people(error):

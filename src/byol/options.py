@@ -67,6 +67,8 @@ class Options:
     precision: Precision | None = None
     device: Literal["cpu", "cuda"] | None = None
     workers: int | None = None
+    reduced_decoding: bool = True
+    """See `Run`; False crops every image at its full size, as the authors' code does."""
     seed: int = 0
     hold_out: float = 0.05
     init: str | None = None

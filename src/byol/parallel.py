@@ -6,11 +6,14 @@ of its parameters' gradients, which is what DistributedDataParallel takes, is th
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -20,6 +23,51 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def agreed(value: T) -> T:
+    """What the first process has, on all of them. For plain values, seldom."""
+    if world_size() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def together(call: Callable[[], T]) -> T:
+    """call() on every process; a ValueError or OSError of any of them is raised by the first, and the others leave in
+    silence. For what people can set right: one line, whatever the number of processes."""
+    if world_size() == 1:
+        return call()
+    result, error = None, None
+    try:
+        result = call()
+    except (ValueError, OSError) as raised:
+        error = raised
+    lines: list[str | None] = [None] * world_size()
+    dist.all_gather_object(lines, None if error is None else str(error))
+    if not any(line is not None for line in lines):
+        return result  # type: ignore[return-value]
+    if rank() > 0:
+        raise SystemExit(2)
+    if error is not None:
+        raise error
+    other = next(number for number, line in enumerate(lines) if line is not None)
+    raise ValueError(f"process {other}: {lines[other]}")
+
+
+def everywhere(error: Exception) -> BaseException:
+    """What to raise for an error that every process has: it on the first, and a silent end on the others."""
+    return error if rank() == 0 else SystemExit(1)
+
+
+def collected(values: list[T]) -> list[T]:
+    """The values of all processes, in order of their ranks. For plain values, seldom."""
+    if world_size() == 1:
+        return values
+    lists: list[list[T]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, values)
+    return [value for each in lists for value in each]
 
 
 def gather(x: Tensor) -> Tensor:

@@ -11,18 +11,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from byol import pictures
+from byol import cluster, pictures
 from byol.data.decode import Unusable
 from byol.data.labels import with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.open import open_source
 from byol.data.source import Source
+from byol.launch import launched
 from byol.methods import uses_labels
 from byol.names import PRETRAINED
 from byol.options import Options
-from byol.plan import chosen_views, image_size, plan
+from byol.parallel import agreed, everywhere, rank, together, world_size
+from byol.plan import chosen_views, device_of, image_size, plan
 from byol.run import Run
 from byol.train import Progress, Training
+from byol.views import recipes
 from byol.views.view import View, describe
 
 
@@ -71,41 +74,67 @@ def pretrain(
     on the same data, with the settings written there. ValueError, before anything is written, for what a person can
     set right.
     """
-    observer = observer or Silent()
     options = (options or Options()).checked()
     directory = Path(out)
-    if Path(data).is_dir() and directory.resolve().is_relative_to(Path(data).resolve()):
-        raise ValueError(f"{directory} lies inside {data}, where all files count as data; choose an --out elsewhere")
-    if resume:
-        if not (directory / "run.json").is_file():
-            raise ValueError(f"{directory} holds no run.json to resume from; leave out --resume to start a run there")
-        run = Run.read(directory / "run.json")
-        source, pixels = open_for_training(data, observer, run.labels)
+    if launched()[0] > 1:
+        cluster.fabric(device_of(options))  # the processes meet
+    observer = observer if observer is not None and rank() == 0 else Silent()
+    resumed = together(lambda: _begin(data, directory, resume))
+    labels = options.labels if resumed is None else resumed.labels
+    source, pixels = together(lambda: open_for_training(data, observer, labels))
+    _check_alike(data, source)
+    if resumed is not None:
+        run = resumed
         if source.fingerprint != run.facts["data_fingerprint"]:
-            raise ValueError(f"{data} is not what this run began with ({run.data}); start a new run with another --out")
+            line = f"{data} is not what this run began with ({run.data}); start a new run with another --out"
+            raise everywhere(ValueError(line))
     else:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise ValueError(f"{directory} exists already; choose another --out, or add --resume to go on with it")
-        source, pixels = open_for_training(data, observer, options.labels)
         # A budget of time becomes steps once the rate is known; until then one step stands for them.
-        run = plan(replace(options, steps=1, budget=None) if options.budget else options, source, pixels)
+        planned = replace(options, steps=1, budget=None) if options.budget else options
+        run = agreed(together(lambda: plan(planned, source, pixels)))
     budget = None if resume else options.budget
     # How many steps fit is worth a twentieth of the time to find out.
     training, rate = _ready(run, source, pixels, directory, 1.0 if budget is None else min(10.0, max(1.0, budget / 20)))
     if budget is not None:
-        steps = max(1, int(budget * rate / run.images_per_step))
-        run = plan(replace(options, steps=steps, budget=None), source, pixels)
+        steps = agreed(max(1, int(budget * rate / run.images_per_step)))
+        run = agreed(plan(replace(options, steps=steps, budget=None), source, pixels))
         del training  # before the next one takes as much memory again
         training, rate = _ready(run, source, pixels, directory)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
-    if not resume:
+    if not resume and rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         run.write(directory / "run.json")
         (directory / "plan.txt").write_text("".join(f"{k}: {v}\n" for k, v in lines), "utf-8")
         _write_skipped(directory, source)
     training.fit(observer.progress, resume=resume)
     return run
+
+
+def _begin(data: str, directory: Path, resume: bool) -> Run | None:
+    """The run to go on with, or None for a new one. ValueError where neither can be had."""
+    if Path(data).is_dir() and directory.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"{directory} lies inside {data}, where all files count as data; choose an --out elsewhere")
+    if resume:
+        if not (directory / "run.json").is_file():
+            raise ValueError(f"{directory} holds no run.json to resume from; leave out --resume to start a run there")
+        return Run.read(directory / "run.json")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists already; choose another --out, or add --resume to go on with it")
+    return None
+
+
+def _check_alike(data: str, source: Source) -> None:
+    """ValueError where the processes of a run do not find the same data."""
+    first = agreed((source.fingerprint, len(source)))
+
+    def check() -> None:
+        if first != (source.fingerprint, len(source)):
+            raise ValueError(
+                f"{data} has {len(source):,} images here, not the {first[1]:,} that the first process found"
+            )
+
+    together(check)
 
 
 def _write_skipped(directory: Path, source: Source) -> None:
@@ -119,7 +148,7 @@ def _ready(
 ) -> tuple[Training, float]:
     """The training, and the images/s a copy of it reached. ValueError where the networks do not suit the images."""
     try:
-        training = Training(run, source, pixels, directory)
+        training = together(lambda: Training(run, source, pixels, directory))
         return training, training.measure_rate(seconds)
     except torch.OutOfMemoryError:
         raise ValueError(
@@ -163,7 +192,12 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
             + "".join(f"; {part} at {scale:g} times the rate" for part, scale in run.lr_scales.items())
             + (f"; biases and norms at {run.bias_lr:g} of the rate" if run.bias_lr != 1 else ""),
         ),
-        ("precision", f"{run.precision} on {run.device}"),
+        (
+            "precision",
+            f"{run.precision} on {run.device}"
+            + ("" if training.arithmetic is recipes.EAGER else ", views compiled")
+            + (f", in {world_size()} processes" if world_size() > 1 else ""),
+        ),
         ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),
     ]
     stem_is_new = run.stem == "3x3" and isinstance(training.method.encoder.model.conv1, nn.Conv2d)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import platform
 import subprocess
 from dataclasses import replace
@@ -19,6 +20,7 @@ from byol.data.loader import Normalization, data_statistics, split_hold_out, vie
 from byol.data.source import HOW_TO_LABEL, Source
 from byol.encoder import stem_for
 from byol.export import DESCRIPTION, read_description, spec_of
+from byol.launch import launched
 from byol.methods import Method, Situation, get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.options import Options
@@ -31,13 +33,13 @@ LARGEST_DEFAULT_PX = 224
 def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     """The run that `options` ask for on this data. ValueError, in one line, where they cannot be had."""
     options = options.checked()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda' is not available here; use --device cpu")
+    device = device_of(options)
     num_train = len(split_hold_out(source, options.hold_out, options.seed)[0])
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = image_size(options, source)
     backbone, backbone_args, stem = _structure(options, size, device)
     batch_size = options.batch_size or _batch_size(num_train, device)
+    if options.batch_size is None:  # the same for any number of processes that divides it
+        batch_size = max(batch_size // launched()[0], 1) * launched()[0]
     images_per_step = batch_size * options.accumulate
     if images_per_step > num_train:
         raise ValueError(
@@ -96,10 +98,18 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         evaluate_every_steps=max(20, min(500, steps // 20)),
         checkpoint_every_steps=max(1, min(1000, steps // 10)),
         stop_on_collapse=options.stop_on_collapse,
+        reduced_decoding=options.reduced_decoding,
         init=options.init,
         labels=options.labels,
         facts=_facts(source, device, num_train) | ({"moved": moved} if (moved := options.moved()) else {}),
     )
+
+
+def device_of(options: Options) -> str:
+    """The device that was asked for, or the best there is."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda' is not available here; use --device cpu")
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def image_size(options: Options, source: Source) -> int:
@@ -166,8 +176,9 @@ def _warmup(options: Options, share: float, steps: int, num_train: int, images_p
 
 
 def _workers(device: str) -> int:
-    cores = torch.get_num_threads()
-    return min(16, cores - 1) if device == "cpu" else min(16, cores)
+    # torchrun sets one thread where nothing else is said.
+    cores = torch.get_num_threads() if launched()[1] == 1 else (os.cpu_count() or 1) // launched()[1]
+    return max(0, min(16, cores - 1)) if device == "cpu" else min(16, cores)
 
 
 def has_bf16(device: str) -> bool:
@@ -190,6 +201,7 @@ def _facts(source: Source, device: str, num_train: int) -> dict[str, Any]:
         "classes": list(source.classes) if source.classes else None,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "processes": launched()[0],
         "versions": {
             n: metadata.version(n) for n in ("byol", "torch", "torchvision", "timm", "lightning-fabric", "numpy")
         },

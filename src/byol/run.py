@@ -83,6 +83,8 @@ class Run(Optimization):
     evaluate_every_steps: int
     checkpoint_every_steps: int
     stop_on_collapse: bool = False
+    reduced_decoding: bool = True
+    """JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where all their crops stay at least as large as the views."""
     init: str | None = None
     """A run, a safetensors file or timm:NAME.TAG whose weights the encoder starts from."""
     labels: str | None = None

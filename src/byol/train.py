@@ -12,39 +12,41 @@ import copy
 import ctypes
 import inspect
 import json
-import logging
 import math
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from byol import checkpoint, rng
+from byol import checkpoint, cluster, rng
 from byol.convolution import use_matrix_products
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
-from byol.data.source import Source
-from byol.encoder import Encoder, EncoderSpec, initialize
+from byol.data.source import DataError, Source
+from byol.encoder import SMALL_IMAGE_PX, Encoder, EncoderSpec, initialize
 from byol.export import parameter_count, save_backbone, start_from
 from byol.methods import Method, Out, get, wanted
 from byol.names import FILLED, unknown
 from byol.norm import share
 from byol.online import ADVICE, HoldOut, OnlineClassifier, Probe
 from byol.optim import LARS, parameter_groups
-from byol.parallel import world_size
+from byol.parallel import agreed, collected, everywhere, rank, world_size
 from byol.run import Run
 from byol.schedules import warmup_cosine, warmup_drops
+from byol.views import recipes
 from byol.views.view import View
 
-_FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 LOG_EVERY_STEPS = 10
+COMPILE_FROM_IMAGES = 20_000
+"""Of 224 px: compiling the views takes half a minute, and saves about 5 ms an image on a CPU core."""
 
 
 def process_memory() -> int | None:
@@ -148,10 +150,12 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
     backward: Callable[[Tensor], None],
+    apart: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Tensor]:
     """One optimizer step from its micro-batches; `step` is the number of steps done before it.
 
-    Returns the mean losses, detached, on the device.
+    apart: a context in which processes do not exchange gradients, for all micro-batches but the last. Returns the mean
+    losses, detached, on the device.
     """
     share = learning_rate_share(run, step)
     held = min(1.0, step / run.warmup_steps) if run.warmup_steps else 1.0
@@ -162,10 +166,11 @@ def train_step(
     root = rng.fold(rng.key(run.seed, rng.Purpose.METHOD), step)
     for number, batch in enumerate(batches):
         device = batch.views[0].device
-        loss, classifier_loss, *rest = networks(
-            batch.views, batch.ids.to(device), batch.labels.to(device), rng.fold(root, number)
-        )
-        backward((loss + classifier_loss) / len(batches))
+        with apart() if number + 1 < len(batches) else nullcontext():
+            loss, classifier_loss, *rest = networks(
+                batch.views, batch.ids.to(device), batch.labels.to(device), rng.fold(root, number)
+            )
+            backward((loss + classifier_loss) / len(batches))
         outs.append(Out(loss, *rest).detach())
         classifier_losses.append(classifier_loss.detach())
     optimizer.step()
@@ -202,15 +207,14 @@ class Training:
         self.directory = directory
         if run.device == "cpu":
             keep_memory()
-        # The plan says the precision already.
-        logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
-        self.fabric = Fabric(
-            accelerator=run.device,
-            devices=1,
-            precision=_FABRIC_PRECISION[run.precision],  # type: ignore[arg-type]
-        )
+        self.fabric = cluster.fabric(run.device, run.precision)
+        if run.batch_size % world_size():
+            raise ValueError(
+                f"batch_size={run.batch_size} cannot be dealt to {world_size()} processes; use a multiple of it"
+            )
         training, held = split_hold_out(source, run.hold_out, run.seed)
         self.num_train, self.num_held = len(training), 0 if held is None else len(held)
+        self.arithmetic = self._arithmetic(cropped_here=pixels is not None)
         self.networks = build(run, num_classes=source.num_classes, num_images=source.num_listed)
         self.method: Method = self.networks.method
         self.optimizer = make_optimizer(run, self.networks)
@@ -236,7 +240,22 @@ class Training:
             seed=self.run.seed,
             workers=workers,
             device=self.fabric.device,
+            share=(rank(), world_size()),
+            reduced=self.run.reduced_decoding,
+            arithmetic=self.arithmetic,
         )
+
+    def _arithmetic(self, *, cropped_here: bool) -> recipes.Arithmetic:
+        """The views' operations, compiled where that takes less time than it saves, and where there is a compiler."""
+        run, device = self.run, self.fabric.device
+        worth = run.total_steps * run.images_per_step * (run.image_size / 224) ** 2 >= COMPILE_FROM_IMAGES
+        if not worth or (device.type == "cpu" and (cropped_here or run.image_size <= SMALL_IMAGE_PX)):
+            return recipes.EAGER
+        try:
+            views = tuple(View(**fields) for fields in run.views)
+            return recipes.compiled(views, run.channels, run.image_size, device)
+        except Exception:  # compilers fail in many ways; without one the views are the same, and slower
+            return recipes.EAGER
 
     def parameters(self) -> int:
         """Parameters that are trained."""
@@ -251,8 +270,7 @@ class Training:
         """
         most = math.ceil(10 * seconds)
         networks = copy.deepcopy(self.networks)
-        optimizer = make_optimizer(self.run, networks)
-        dtype = torch.float64 if self.run.precision == "64" else torch.float32
+        module, optimizer = self.fabric.setup(networks, make_optimizer(self.run, networks))
         batches = self.loader.batches(0, most)
         taken: list[float] = []
         # The first one warms up; of steps that take seconds one more has to do.
@@ -261,21 +279,18 @@ class Training:
             batch = next(batches)
             if self.loader.pixels is None:  # made by workers, meanwhile
                 start = time.perf_counter()
-            batch = replace(batch, views=tuple(v.to(dtype) for v in batch.views))
-            with self.fabric.autocast():
-                train_step(self.run, 0, networks, networks.method, optimizer, [batch], Tensor.backward)
+            train_step(self.run, 0, module, networks.method, optimizer, [batch], self.fabric.backward)
             if self.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
+            taken.append(agreed(time.perf_counter() - start))  # all processes try as often
         return self.run.batch_size / statistics.median(taken[1:])
 
     def fit(self, observe: Callable[[Progress], None], *, resume: bool = False) -> None:
         """Train to the end, writing metrics, checkpoints and at last the backbone."""
         run = self.run
         start = self._restore() if resume else 0
-        metrics = _Metrics(self.directory, start)
-        seconds = (metrics.last("seconds") or {"seconds": 0.0})["seconds"]
-        collapsed = int(start > 0 and (metrics.last("held_out/verdict") or {}).get("held_out/verdict") == "collapsed")
+        metrics = _Metrics(self.directory, start) if rank() == 0 else _NoMetrics()
+        seconds, collapsed = agreed(metrics.standing() if start else (0.0, 0))
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         try:
@@ -285,13 +300,25 @@ class Training:
             clock, clock_step = time.perf_counter(), start
             rate = 0.0
             self.module.train()
+            replaced: list[tuple[int, int, str]] = []
             for step in range(start, run.total_steps):
-                micro = [next(batches) for _ in range(run.accumulate)]
+                try:
+                    micro = [next(batches) for _ in range(run.accumulate)]
+                except (DataError, OSError) as error:
+                    # The state is the same in every process, and whole: no part of this step is done.
+                    self.save(step)
+                    raise TrainingStopped(
+                        f"{error}; the state after {step} steps is saved, --resume goes on"
+                    ) from error
                 losses = self._step(step, micro)
                 done = step + 1
-                for ids in (batch.replaced for batch in micro):
-                    metrics.skipped(done, ids)
-                if done % LOG_EVERY_STEPS == 0 or done == run.total_steps:
+                replaced += [(done, *each) for batch in micro for each in batch.replaced]
+                logs = done % LOG_EVERY_STEPS == 0 or done == run.total_steps
+                saves = done % run.checkpoint_every_steps == 0 or done == run.total_steps
+                if logs or saves:
+                    metrics.skipped(collected(replaced))
+                    replaced = []
+                if logs:
                     values = {k: float(v) for k, v in losses.items()}  # waits for the device
                     now = time.perf_counter()
                     seconds += now - clock
@@ -303,47 +330,61 @@ class Training:
                     if done == run.total_steps and (memory := self.peak_memory()):
                         values["peak_memory_bytes"] = memory
                     if not math.isfinite(values["loss"]):
-                        raise self._diverged(f"the loss is {values['loss']}", done)
+                        raise everywhere(self._diverged(f"the loss is {values['loss']}", done))
                     metrics.write(done, {**values, "images_per_second": rate, "seconds": round(seconds, 3)})
                     observe(Progress(done, run.total_steps, values, rate))
                     clock, clock_step = time.perf_counter(), done
-                if done % run.checkpoint_every_steps == 0 or done == run.total_steps:
+                if saves:
                     if not math.isfinite(float(losses["loss"])):
-                        raise self._diverged(f"the loss is {float(losses['loss'])}", done)
-                    self.save(done)
+                        raise everywhere(self._diverged(f"the loss is {float(losses['loss'])}", done))
+                    if rank() == 0:
+                        self.save(done)
                 if done % run.evaluate_every_steps == 0 or done == run.total_steps:
                     before = time.perf_counter()
                     probe = self._look(done, metrics, observe, seconds + before - clock)
                     clock += time.perf_counter() - before  # training's seconds are training's alone
                     collapsed = collapsed + 1 if probe and probe.word == "collapsed" else 0
                     if collapsed >= 2 and run.stop_on_collapse:
-                        self.save(done)
-                        raise TrainingStopped(f"stopped at step {done}: {ADVICE}")
+                        if rank() == 0:
+                            self.save(done)
+                        raise everywhere(TrainingStopped(f"stopped at step {done}: {ADVICE}"))
         except KeyboardInterrupt:
-            raise TrainingStopped(
-                f"interrupted; `byol pretrain ... --out {self.directory} --resume` goes on from the last checkpoint"
+            raise everywhere(
+                TrainingStopped(
+                    f"interrupted; `byol pretrain ... --out {self.directory} --resume` goes on from the last checkpoint"
+                )
             ) from None
         finally:
             metrics.close()
-        save_backbone(self.method.encoder, run, self.directory, step=run.total_steps)
+        if rank() == 0:
+            save_backbone(self.method.encoder, run, self.directory, step=run.total_steps)
 
     def _step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
-        arguments = (self.run, step, self.module, self.method, self._optimizer, micro, self.fabric.backward)
+        apart = partial(self.fabric.no_backward_sync, self.module)
+        arguments = (self.run, step, self.module, self.method, self._optimizer, micro, self.fabric.backward, apart)
         if not self._redraw:
             return train_step(*arguments)
         # Dropout and stochastic depth draw from torch's generator: seeded per step, so that a resumed run agrees.
         with torch.random.fork_rng():
-            torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), 1)[0]))
+            torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), rank() + 1)[-1]))
             return train_step(*arguments)
 
-    def _look(self, step: int, metrics: _Metrics, observe: Callable[[Progress], None], seconds: float) -> Probe | None:
+    def _look(
+        self, step: int, metrics: _Metrics | _NoMetrics, observe: Callable[[Progress], None], seconds: float
+    ) -> Probe | None:
         if self.hold_out is None:
             return None
-        with self.fabric.autocast():
-            try:
-                probe = self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
-            except ValueError as error:
-                raise self._diverged(str(error), step) from None
+        found_here: Probe | str | None = None
+        if rank() == 0:
+            with self.fabric.autocast():
+                try:
+                    found_here = self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
+                except ValueError as error:
+                    found_here = str(error)
+        probe = agreed(found_here)
+        if isinstance(probe, str):
+            raise everywhere(self._diverged(probe, step))
+        assert probe is not None, "the first process looked"
         found = probe.to_dict()
         found.pop("step")
         metrics.write(step, {"seconds": round(seconds, 3), **{f"held_out/{k}": v for k, v in found.items()}})
@@ -365,7 +406,7 @@ class Training:
         checkpoint.save(self.directory / "checkpoints", step, self.networks, self.optimizer)
 
     def _restore(self) -> int:
-        path = checkpoint.latest(self.directory / "checkpoints")
+        path = agreed(checkpoint.latest(self.directory / "checkpoints"))
         return 0 if path is None else checkpoint.load(path, self.networks, self.optimizer)
 
 
@@ -382,6 +423,11 @@ class _Metrics:
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
 
+    def standing(self) -> tuple[float, int]:
+        """(seconds of training, whether the last look found a collapse) as far as the file goes."""
+        seconds = (self.last("seconds") or {"seconds": 0.0})["seconds"]
+        return seconds, int((self.last("held_out/verdict") or {}).get("held_out/verdict") == "collapsed")
+
     def last(self, name: str) -> dict[str, Any] | None:
         """The last line that holds a number of that name."""
         lines = map(json.loads, reversed(self._path.read_text("utf-8").splitlines()))
@@ -394,15 +440,26 @@ class _Metrics:
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
 
-    def skipped(self, step: int, replaced: list[tuple[int, str]]) -> None:
+    def skipped(self, replaced: list[tuple[int, int, str]]) -> None:
         if replaced:
             with self._skipped.open("a", encoding="utf-8") as file:
-                for image, reason in replaced:
+                for step, image, reason in replaced:
                     file.write(json.dumps({"step": step, "id": image, "reason": reason}) + "\n")
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+class _NoMetrics:
+    """Of a process that writes none, because the first one does."""
+
+    def standing(self) -> tuple[float, int]:
+        return 0.0, 0
+
+    def write(self, step: int, values: dict[str, Any]) -> None: ...
+    def skipped(self, replaced: list[tuple[int, int, str]]) -> None: ...
+    def close(self) -> None: ...
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -66,6 +66,7 @@ def byol_imagenette() -> Options:
         views=(BYOL_T, BYOL_T_PRIME),
         method_args={"hidden": 4096, "out": 256, "tau": 0.996},
         hold_out=0.0,
+        reduced_decoding=False,
     )
 
 
@@ -197,5 +198,6 @@ def _imagenet(method: str, epochs: int, batch: int, args: dict[str, Any], **chan
         batch_size=batch,
         epochs=epochs,
         hold_out=0.0,
+        reduced_decoding=False,
         **changes,
     )

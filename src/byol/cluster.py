@@ -1,0 +1,71 @@
+"""How the processes of one run find each other: torchrun's or SLURM's, through Lightning's Fabric.
+
+Nothing is started here: a launcher started the processes, and each of them runs the same command.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning_fabric.strategies import DDPStrategy
+
+from byol.launch import launched
+from byol.run import Precision
+
+_FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+
+def fabric(device: str, precision: Precision = "32") -> Fabric:
+    """The engine of one process, joined to the others that the launcher started. ValueError where this machine has not
+    what is asked for."""
+    _check(device, precision)
+    # The plan says the precision already, and the launcher how many there are.
+    for name in ("lightning_fabric.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    world, local = launched()
+    if world == 1:
+        return Fabric(
+            accelerator=device,
+            devices=1,
+            precision=_FABRIC_PRECISION[precision],  # type: ignore[arg-type]
+            plugins=[LightningEnvironment()],  # also within a job of one process
+        )
+    engine = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=world // local,
+        precision=_FABRIC_PRECISION[precision],  # type: ignore[arg-type]
+        # Buffers are equal by what each process computes.
+        strategy=DDPStrategy(broadcast_buffers=False),
+        plugins=[_environment()],
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*device under current context.*")
+        engine.launch()
+    return engine
+
+
+def _environment() -> ClusterEnvironment:
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment(auto_requeue=False)
+
+
+def _check(device: str, precision: Precision) -> None:
+    if device != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError("device='cuda' is not available here; use --device cpu")
+    if (local := launched()[1]) > torch.cuda.device_count():
+        raise ValueError(
+            f"{local} processes on a machine with {torch.cuda.device_count()} GPUs; start as many as there are GPUs"
+        )
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic; use --precision 32")
