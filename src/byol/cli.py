@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -61,7 +62,10 @@ class Kind(StrEnum):
 
 Data = Annotated[
     str,
-    typer.Argument(help="A folder of images, a .parquet, .npy or .npz file, or `digits`.", show_default=False),
+    typer.Argument(
+        help="A folder of images, a .parquet, .tar, .npy or .npz file, a URL of shards, hf:OWNER/NAME, or `digits`.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
@@ -263,7 +267,8 @@ def evaluate(
         if place is not None:
             _must_exist(place)
     from byol.console import Terminal, evaluation_tables, stdout
-    from byol.evaluate.cache import FeatureCache, default_directory
+    from byol.data.places import cache_directory
+    from byol.evaluate.cache import FeatureCache
     from byol.evaluate.protocols import Settings
     from byol.evaluate.subsets import parse_amounts
     from byol.evaluation import evaluate_sources
@@ -293,7 +298,7 @@ def evaluate(
             groups=groups,
             baselines=tuple(baseline or ()),
             suggest=suggest,
-            features=None if no_cache else FeatureCache(default_directory()),
+            features=None if no_cache else FeatureCache(cache_directory()),
             observer=terminal,
         )
     if as_json:
@@ -566,7 +571,7 @@ def _options(method: str | None, recipe: str | None, settings: list[str] | None,
 
 
 def _must_exist(data: str) -> None:
-    if data != "digits" and not Path(data).exists():
+    if data != "digits" and not Path(data).exists() and not re.search(r"[*{]|^hf:|://", data):
         from byol.data.open import open_source
 
         open_source(data)  # says what is wrong with it, and the nearest name

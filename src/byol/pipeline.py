@@ -49,9 +49,11 @@ class Silent:
     def progress(self, progress: Progress) -> None: ...
 
 
-def open_for_training(data: str, observer: Observer, labels: str | None = None) -> tuple[Source, Tensor | None]:
+def open_for_training(
+    data: str, observer: Observer, labels: str | None = None, *, streams: bool = False
+) -> tuple[Source, Tensor | None]:
     """The usable images of a source, and their pixels where they fit in memory. labels: a file that names them."""
-    source = open_source(data, part="train")
+    source = open_source(data, part="train", streams=streams)
     if labels is not None:
         source = with_labels(source, labels, say=observer.say)
     if not fits_memory(source):
@@ -81,7 +83,8 @@ def pretrain(
     observer = observer if observer is not None and rank() == 0 else Silent()
     resumed = together(lambda: _begin(data, directory, resume))
     labels = options.labels if resumed is None else resumed.labels
-    source, pixels = together(lambda: open_for_training(data, observer, labels))
+    streams = bool(options.streams if resumed is None else resumed.streams)
+    source, pixels = together(lambda: open_for_training(data, observer, labels, streams=streams))
     _check_alike(data, source)
     if resumed is not None:
         run = resumed

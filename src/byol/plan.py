@@ -99,6 +99,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         checkpoint_every_steps=max(1, min(1000, steps // 10)),
         stop_on_collapse=options.stop_on_collapse,
         reduced_decoding=options.reduced_decoding,
+        streams=_streams(options, source, num_train),
         init=options.init,
         labels=options.labels,
         facts=_facts(source, device, num_train) | ({"moved": moved} if (moved := options.moved()) else {}),
@@ -173,6 +174,25 @@ def _warmup(options: Options, share: float, steps: int, num_train: int, images_p
     if options.warmup_epochs is not None:
         return min(int(options.warmup_epochs * num_train / images_per_step), steps)
     return round(share * steps)
+
+
+def _streams(options: Options, source: Source, num_train: int) -> int:
+    """64 for data in shards, or the largest power of two that there are units for."""
+    if source.unit_starts is None:
+        if options.streams is not None:
+            source.unit_bounds()  # says that there are none
+        return 0
+    training, _ = split_hold_out(source, options.hold_out, options.seed)
+    units = int((np.diff(training.unit_bounds()) > 0).sum())
+    streams = options.streams or min(64, 1 << (units.bit_length() - 1))
+    if streams > units:
+        raise ValueError(f"streams={streams} are more than the {units} row groups or parts of the shards; use fewer")
+    if streams % launched()[0]:
+        raise ValueError(
+            f"streams={streams} cannot be dealt to {launched()[0]} processes; use a number of processes that divides "
+            "it, or --set streams=N"
+        )
+    return streams
 
 
 def _workers(device: str) -> int:

@@ -219,7 +219,7 @@ class Training:
         self.method: Method = self.networks.method
         self.optimizer = make_optimizer(run, self.networks)
         self.module, self._optimizer = self.fabric.setup(self.networks, self.optimizer)
-        self.loader = self._loader(training, source, pixels, run.batch_size, run.workers)
+        self.loader = self._loader(training, source, pixels, run.batch_size, run.workers, run.streams)
         self.hold_out = None
         if held is not None:
             self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader, self.networks.classifier)
@@ -228,7 +228,9 @@ class Training:
             for m in self.module.modules()
         )
 
-    def _loader(self, part: Source, whole: Source, pixels: Tensor | None, batch_size: int, workers: int) -> Loader:
+    def _loader(
+        self, part: Source, whole: Source, pixels: Tensor | None, batch_size: int, workers: int, streams: int = 0
+    ) -> Loader:
         rows = torch.searchsorted(torch.from_numpy(whole.ids), torch.from_numpy(part.ids))
         return Loader(
             part,
@@ -241,6 +243,7 @@ class Training:
             workers=workers,
             device=self.fabric.device,
             share=(rank(), world_size()),
+            streams=streams,
             reduced=self.run.reduced_decoding,
             arithmetic=self.arithmetic,
         )

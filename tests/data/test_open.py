@@ -551,7 +551,7 @@ class TestMistakes:
     def test_a_misspelt_kind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         refused("digit", "did you mean digits")
-        refused("hf:mnist", "unknown kind of data hf:mnist; use")
+        refused("torchvision:mnist", "unknown kind of data torchvision:mnist; use")
         (tmp_path / "list.csv").write_text("x")
         refused("list.csv", "unknown kind of data")
         refused("bad\nname", r"'bad\\nname'")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from byol.data.places import cache_directory
 from byol.data.source import DataError
 from byol.evaluate import cache as cache_module
 from byol.evaluate.cache import (
     FeatureCache,
     cached_features,
-    default_directory,
     feature_key,
 )
 from byol.evaluate.features import extract, stream_features
@@ -185,12 +185,12 @@ def test_keys_follow_from_everything_that_features_follow_from():
 
 def test_the_default_place(monkeypatch):
     monkeypatch.setenv("BYOL_CACHE", "/somewhere")
-    assert default_directory() == Path("/somewhere")
+    assert cache_directory() == Path("/somewhere")
     monkeypatch.delenv("BYOL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert default_directory() == Path("/caches/byol")
+    assert cache_directory() == Path("/caches/byol")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_directory() == Path.home() / ".cache" / "byol"
+    assert cache_directory() == Path.home() / ".cache" / "byol"
 
 
 def test_what_is_wrong_is_said(tmp_path):

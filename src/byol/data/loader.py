@@ -1,8 +1,4 @@
-"""The order in which images are seen, and the batches of views made of them.
-
-Batch b is positions [b B, (b + 1) B) of the endless sequence perm(seed, epoch 0), perm(seed, epoch 1), ...: nothing
-is dropped, an epoch belongs to an image, and a batch is a function of its number, so that training can start anywhere.
-"""
+"""Batches of views of a source's images: a batch is a function of its number, so that training can start anywhere."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from byol import rng
 from byol.data.decode import Unusable
+from byol.data.order import Order, Sequence, StreamOrder
 from byol.data.source import DataError, Source
 from byol.encoder import SMALL_IMAGE_PX
 from byol.views import ops, recipes
@@ -25,6 +22,9 @@ from byol.views.view import View, without_color
 MEMORY_LIMIT_BYTES = 4 << 30
 """Uniform images of at most SMALL_PX that take no more than this live in memory."""
 SMALL_PX = 128
+HELD_OUT_OF_A_UNIT = 64
+LOOK_AHEAD = 16
+"""Images of a stream before its next unit is needed, at which it begins to be read."""
 HOLD_OUT_EPOCH = 1 << 40
 """Views of held-out images are drawn as of this epoch, which no training reaches."""
 
@@ -54,30 +54,6 @@ class Batch:
     replaced: list[tuple[int, str]] = field(default_factory=list)
 
 
-class Order:
-    """The endless sequence of images. num: how many images an epoch has."""
-
-    def __init__(self, num: int, seed: int) -> None:
-        self.num = num
-        self._key = rng.key(seed, rng.Purpose.ORDER)
-        self._epochs: dict[int, Tensor] = {}
-
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(row, epoch) of each position of the sequence, each [B] int64; rows are in [0, num)."""
-        epochs = positions // self.num
-        rows = torch.empty_like(positions)
-        for epoch in epochs.unique().tolist():
-            here = epochs == epoch
-            rows[here] = self._permutation(epoch)[positions[here] % self.num]
-        return rows, epochs
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._epochs:
-            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = rng.permutation(rng.fold(self._key, epoch), self.num)
-        return self._epochs[epoch]
-
-
 def split_hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source | None]:
     """(training images, held-out images): `share` of the images, at most 1,024; None where that makes fewer than 8.
 
@@ -86,7 +62,17 @@ def split_hold_out(source: Source, share: float, seed: int) -> tuple[Source, Sou
     num = min(round(share * len(source)), 1024)
     if num < 8:
         return source, None
-    order = rng.permutation(rng.key(seed, rng.Purpose.HOLD_OUT), len(source)).numpy()
+    key = rng.key(seed, rng.Purpose.HOLD_OUT)
+    if source.unit_starts is None:
+        order = rng.permutation(key, len(source)).numpy()
+    else:  # a few from each of a few units, which are read whole
+        rows = np.split(np.arange(len(source)), np.searchsorted(source.ids, source.unit_starts[1:]))
+        chosen = list[int]()
+        for unit in rng.permutation(rng.fold(key, 0), len(rows)).tolist():
+            inside = rng.permutation(rng.fold(key, unit + 1), len(rows[unit])).numpy()
+            chosen += rows[unit][inside[: min(num - len(chosen), HELD_OUT_OF_A_UNIT, len(inside) // 2)]].tolist()
+        num = len(chosen)
+        order = np.concatenate([chosen, np.setdiff1d(np.arange(len(source)), chosen)])
     return source.subset(np.sort(order[num:])), source.subset(np.sort(order[:num]))
 
 
@@ -110,7 +96,8 @@ class Loader:
 
     pixels: [N, C, H, W] uint8 where the images live in memory (see `load_pixels`), else None: workers decode them once
     an epoch and cut uint8 crops. batch_size: of all processes together. share: (rank, world): the process's part of
-    each batch is every world-th image of it, from the rank-th on. reduced: whether JPEGs are decoded at a fraction of
+    each batch is every world-th image of it, from the rank-th on. streams: for sources in units, see `StreamOrder`; the
+    processes must divide it. reduced: whether JPEGs are decoded at a fraction of
     their size where all their crops stay as large as the views. arithmetic: see `recipes.compiled`.
     """
 
@@ -127,6 +114,7 @@ class Loader:
         workers: int = 0,
         device: torch.device | str = "cpu",
         share: tuple[int, int] = (0, 1),
+        streams: int = 0,
         reduced: bool = True,
         arithmetic: recipes.Arithmetic = recipes.EAGER,
     ) -> None:
@@ -141,12 +129,14 @@ class Loader:
         self.share = share
         self.reduced = reduced
         self.arithmetic = arithmetic
-        self.order = Order(len(source), seed)
+        self.order: Sequence = Order(len(source), seed)
+        if streams:
+            self.order = StreamOrder(source.unit_bounds(), streams, seed)
         self.pixels = None if pixels is None else pixels.to(self.device)
         labels = source.labels if source.labels is not None else np.full(len(source), -1)
         self.ids = torch.from_numpy(source.ids.astype(np.int64))
         self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.sizes = torch.from_numpy(source.sizes)
+        self.sizes = None if source.sizes is None else torch.from_numpy(source.sizes)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches start .. stop - 1."""
@@ -154,21 +144,32 @@ class Loader:
             for number in range(start, stop):
                 yield self.batch_of(*self.order(self.positions(number)))
             return
-        # All workers make each batch together: the first one comes sooner, and fewer of them wait in memory.
+        # All workers make each batch together: the first one comes sooner, and fewer of them wait in memory. A stream
+        # is always read by the same one.
         parts = min(max(1, self.workers), len(self.positions(0)))
+        if streams := self.order.streams // self.share[1]:
+            parts = max(n for n in range(1, parts + 1) if streams % n == 0)
+            self.source.hold_units(2 + 2 * streams // parts)
         pieces = iter(
             DataLoader(
                 _Crops(self),
                 batch_sampler=(
-                    p[k::parts].tolist() for p in map(self.positions, range(start, stop)) for k in range(parts)
+                    p[(p // self.share[1]) % parts == k].tolist()
+                    for p in map(self.positions, range(start, stop))
+                    for k in range(parts)
                 ),
-                num_workers=self.workers,
+                num_workers=min(self.workers, parts),
                 collate_fn=_as_it_is,
                 generator=torch.Generator(),  # else it draws from torch's own
             )
         )
-        for _ in range(start, stop):
-            yield self._finish([next(pieces) for _ in range(parts)])
+        for number in range(start, stop):
+            made = [next(pieces) for _ in range(parts)]
+            for piece in made:
+                if isinstance(piece, Exception):
+                    raise piece
+            first = int(self.positions(number)[0]) // self.share[1] % parts
+            yield self._finish(made[first:] + made[:first])
 
     def positions(self, number: int) -> Tensor:
         """This process's positions of a batch, in the endless sequence of images."""
@@ -201,16 +202,18 @@ class Loader:
         drawn_as = self.ids[rows]
         keys = recipes.view_keys(self.seed, epochs, drawn_as, len(self.views))
         numbers = [recipes.crop_numbers(view, k) for view, k in zip(self.views, keys, strict=True)]
-        boxes = self._boxes(numbers, rows)
+        boxes = None if self.sizes is None else self._boxes(numbers, self.sizes[rows])
         used, replaced = rows.clone(), list[tuple[int, str]]()
         made = [torch.empty(len(rows), self.source.channels, self.size, self.size, dtype=torch.uint8) for _ in keys]
         for i in range(len(rows)):
-            own = boxes[:, i]
             for tried in self._candidates(int(rows[i]), int(epochs[i])):
-                if tried != rows[i]:
-                    own = self._boxes([n[i : i + 1] for n in numbers], torch.tensor([tried]))[:, 0]
                 try:
-                    cut = self._cut(tried, own)
+                    size = self._size(tried)
+                    if boxes is not None and tried == rows[i]:
+                        own = boxes[:, i]
+                    else:
+                        own = self._boxes([n[i : i + 1] for n in numbers], size[None])[:, 0]
+                    cut = self._cut(tried, size, own)
                 except Unusable as reason:
                     replaced.append((int(self.ids[tried]), str(reason)))
                     continue
@@ -222,9 +225,13 @@ class Loader:
                 raise DataError(f"more than 64 images in a row are unusable; the last: {replaced[-1][1]}")
         return Crops(used, epochs, drawn_as, made, replaced)
 
-    def _boxes(self, numbers: list[Tensor], rows: Tensor) -> Tensor:
-        """Where the crops of images lie, for each view: [V, B, 4]."""
-        heights, widths = self.sizes[rows].unbind(-1)
+    def _size(self, row: int) -> Tensor:
+        """[2]: height and width as an image's header says."""
+        return self.sizes[row] if self.sizes is not None else torch.tensor(self.source.header(int(self.ids[row]))[:2])
+
+    def _boxes(self, numbers: list[Tensor], sizes: Tensor) -> Tensor:
+        """Where the crops of images of those sizes [B, 2] lie, for each view: [V, B, 4]."""
+        heights, widths = sizes.unbind(-1)
         return torch.stack(
             [recipes.place(view, n, heights, widths) for view, n in zip(self.views, numbers, strict=True)]
         )
@@ -234,12 +241,12 @@ class Loader:
         key = rng.fold(rng.fold(rng.key(self.seed, rng.Purpose.REPLACEMENT), epoch), int(self.ids[row]))
         yield from (rng.bits(key, 64) % len(self.ids)).tolist()
 
-    def _cut(self, row: int, boxes: Tensor) -> list[Tensor]:
+    def _cut(self, row: int, size: Tensor, boxes: Tensor) -> list[Tensor]:
         """[C, S, S] uint8 for each view of one image. boxes: [V, 4]."""
         smallest = float(boxes[:, 2:].min())
         reduce = next((k for k in (8, 4, 2) if smallest >= k * self.size), 1) if self.reduced else 1
         image = self.source.read(int(self.ids[row]), reduce)
-        full = tuple(self.sizes[row].tolist())
+        full = tuple(size.tolist())
         if image.shape[:2] == tuple(-(-side // reduce) for side in full):
             boxes = boxes / reduce
         elif image.shape[:2] != full:
@@ -307,8 +314,16 @@ class _Crops(Dataset[Any]):
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
-    def __getitems__(self, positions: list[int]) -> Crops:
-        return self.loader.crops(*self.loader.order(torch.tensor(positions)))
+    def __getitems__(self, positions: list[int]) -> Crops | Exception:
+        order, source = self.loader.order, self.loader.source
+        at = torch.tensor(positions)
+        try:
+            if order.streams:
+                for row in order(at + LOOK_AHEAD * order.streams)[0].tolist():
+                    source.expect(int(source.ids[row]))
+            return self.loader.crops(*order(at))
+        except (DataError, OSError) as error:  # raised in the worker it would come with its traceback as its text
+            return error
 
 
 def data_statistics(source: Source, pixels: Tensor | None, num: int = 2000) -> Normalization:

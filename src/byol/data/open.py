@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,17 @@ from byol import names
 from byol.data.arrays import digits, from_array_file, from_arrays
 from byol.data.folder import from_folder
 from byol.data.parquet import from_parquet
+from byol.data.shards import ENDINGS, from_shards, is_elsewhere
 from byol.data.source import DataError, Part, Source, shown
 
+STREAM_FROM_BYTES = 4 << 30
 PARTS = ("train", "test", "all")
-KINDS = "`digits`, a folder, or a .parquet, .npy or .npz file"
+KINDS = "`digits`, a folder, a .parquet, .tar, .npy or .npz file, or a URL of shards"
 
 
-def open_source(spec: str | Path, *, part: Part = "train", channels: int | None = None) -> Source:
+def open_source(
+    spec: str | Path, *, part: Part = "train", channels: int | None = None, streams: bool = False
+) -> Source:
     """Open what a person named; every entry's header is read, its pixels are not.
 
     spec: "digits" (5,000 MNIST digits; a folder of that name is "./digits"), a folder of images or of Parquet
@@ -29,6 +34,7 @@ def open_source(spec: str | Path, *, part: Part = "train", channels: int | None 
         path; an .npz file's `images` and `test_images`. Each part has its own listing, hence its own ids from
         0; only the digits have one listing for all parts.
     channels: 1 or 3 converts every image; None takes 3 if any image has colour, else 1.
+    streams: read Parquet files unit by unit; above STREAM_FROM_BYTES, and elsewhere than here, they always are.
     """
     if part not in PARTS:
         raise DataError(names.unknown("part", part, PARTS))
@@ -42,16 +48,33 @@ def open_source(spec: str | Path, *, part: Part = "train", channels: int | None 
         # The fixed split: the digits come class by class, 500 each; the last 100 of each are the test part.
         is_test = np.arange(5000) % 500 >= 400
         return source if part == "all" else source.subset(is_test if part == "test" else ~is_test)
+    if is_elsewhere(name) or re.search(r"\*|\{\d+\.\.\d+\}", name):
+        return from_shards(name, part, channels)
     path = Path(spec).expanduser()
+    if path.is_dir() and (streams or _is_of_shards(path)):
+        return from_shards(name, part, channels)
     if path.is_dir():
         return from_folder(name, path, part, channels)
     if not path.exists():
         raise DataError(_missing(name, path))
+    if path.suffix.lower() == ".tar" or (
+        path.suffix.lower() == ".parquet" and (streams or path.stat().st_size > STREAM_FROM_BYTES)
+    ):
+        return from_shards(name, part, channels)
     if path.suffix.lower() == ".parquet":
         return from_parquet(name, [(path.name, path)], part, channels)
     if path.suffix.lower() in (".npy", ".npz"):
         return from_array_file(name, path, part, channels)
     raise DataError(f"unknown kind of data {shown(name)}; use {KINDS}")
+
+
+def _is_of_shards(path: Path) -> bool:
+    """Whether a folder holds archives, or more bytes of Parquet files than memory should."""
+    with os.scandir(path) as entries:
+        if not any(entry.name.lower().endswith(ENDINGS) for entry in entries):
+            return False
+    sizes = {suffix: [file.stat().st_size for file in path.rglob("*" + suffix)] for suffix in ENDINGS}
+    return bool(sizes[".tar"]) or sum(sizes[".parquet"]) > STREAM_FROM_BYTES
 
 
 def _missing(name: str, path: Path) -> str:

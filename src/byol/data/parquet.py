@@ -8,27 +8,45 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from byol.data.decode import Unusable, decode, header
 from byol.data.source import DataError, Part, Source, no_test_part, shown, verified
 
+F = TypeVar("F")
+
+
+def _words(file: str) -> set[str]:
+    # A path with two of the words belongs to no part: in both, it would be tested on what it trained.
+    return {"train", "test", "validation"} & set(re.split("[^a-z]+", file.lower()))
+
+
+def has_parts(files: list[str]) -> bool:
+    """Whether the files of a training and of a test (else validation) part say so in their names."""
+    words = [_words(file) for file in files]
+    return {"train"} in words and ({"test"} in words or {"validation"} in words)
+
+
+def of_part(name: str, files: list[tuple[str, F]], part: Part) -> list[tuple[str, F]]:
+    """The (name, ...) of the files that belong to a part of the data."""
+    names = [file for file, _ in files]
+    if not has_parts(names):
+        if part == "test":
+            raise no_test_part(name, "name files that have `train` and `test` in their names")
+        return files
+    held_out = "test" if {"test"} in map(_words, names) else "validation"
+    wanted = {"train": ({"train"},), "test": ({held_out},), "all": tuple(map(_words, names))}[part]
+    return [file for file in files if _words(file[0]) in wanted]
+
 
 def from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels: int | None) -> Source:
     """Rows of Parquet files in the Hugging Face layout, file by file; the bytes stay in memory as Arrow."""
     import pyarrow as pa
 
-    # A path with two of the words belongs to no part: in both, it would be tested on what it trained.
-    words = [{"train", "test", "validation"} & set(re.split("[^a-z]+", file.lower())) for file, _ in files]
-    held_out = "test" if {"test"} in words else "validation"
-    is_split = {"train"} in words and {held_out} in words
-    if is_split and part != "all":
-        wanted = {"train"} if part == "train" else {held_out}
-        files = [file for file, word in zip(files, words, strict=True) if word == wanted]
-    elif part == "test" and not is_split:
-        raise no_test_part(name, "name a folder whose .parquet files have `train` and `test` in their names")
+    is_split = has_parts([file for file, _ in files])
+    files = of_part(name, files, part)
     digest, tables, classes = hashlib.sha256(), [], None
     for file, path in files:
         try:
@@ -105,27 +123,41 @@ def _columns(file: str, path: Path) -> tuple[Any, tuple[str, ...] | None]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as parquet:
-        schema = parquet.schema_arrow
-        column = next((c for c in ("image", "img") if c in schema.names), None)
-        if column is None:
-            known = shown(", ".join(schema.names))
-            raise DataError(f"{shown(file)} has no column `image`, only {known}; rename one")
-        table = parquet.read([column, "label"] if "label" in schema.names else [column])
+        column, labelled, class_names = image_column(file, parquet.schema_arrow)
+        table = parquet.read([column, "label"] if labelled else [column])
     images, paths = table[column], pa.nulls(len(table), pa.string())
-    if pa.types.is_struct(images.type):
-        fields = [images.type.field(i).name for i in range(images.type.num_fields)]
-        paths = pc.struct_field(images, "path").cast(pa.string()) if "path" in fields else paths
-        images = pc.struct_field(images, "bytes") if "bytes" in fields else images
+    if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
+        paths = pc.struct_field(images, "path").cast(pa.string())
+    labels = table["label"].cast(pa.int64()) if labelled else pa.nulls(len(table), pa.int64())
+    columns = {"encoded": encoded_images(file, column, images), "path": paths, "label": pc.fill_null(labels, -1)}
+    return pa.table(columns), class_names
+
+
+def image_column(file: str, schema: Any) -> tuple[str, bool, tuple[str, ...] | None]:
+    """(the column that holds images, whether there are labels, class names or None) of an Arrow schema."""
+    import pyarrow as pa
+
+    column = next((c for c in ("image", "img") if c in schema.names), None)
+    if column is None:
+        known = shown(", ".join(schema.names))
+        raise DataError(f"{shown(file)} has no column `image`, only {known}; rename one")
+    if "label" not in schema.names:
+        return column, False, None
+    if not pa.types.is_integer(kind := schema.field("label").type):
+        raise DataError(f"{shown(file)}: `label` is {kind}; make it int64 or drop it")
+    return column, True, _class_names(schema.metadata or {})
+
+
+def encoded_images(file: str, column: str, images: Any) -> Any:
+    """The values of a column as large_binary: they, or the `bytes` of a struct."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
+        images = pc.struct_field(images, "bytes")
     if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
         raise DataError(f"{shown(file)}: column `{column}` is {images.type}; it must hold encoded images")
-    labels, class_names = pa.nulls(len(table), pa.int64()), None
-    if "label" in schema.names:
-        if not pa.types.is_integer(table["label"].type):
-            raise DataError(f"{shown(file)}: `label` is {table['label'].type}; make it int64 or drop it")
-        labels = table["label"].cast(pa.int64())
-        class_names = _class_names(schema.metadata or {})
-    columns = {"encoded": images.cast(pa.large_binary()), "path": paths, "label": pc.fill_null(labels, -1)}
-    return pa.table(columns), class_names
+    return images.cast(pa.large_binary())
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,15 @@ class Listing(Protocol):
     def name(self, position: int) -> str: ...
 
 
+@runtime_checkable
+class Units(Listing, Protocol):
+    """A listing that is read unit by unit. capacity: the units that it holds in memory."""
+
+    capacity: int
+
+    def expect(self, position: int) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """Images by id. An id is a position in the sorted listing, before unusable entries are dropped.
@@ -41,12 +50,13 @@ class Source:
     name: what the person typed. num_listed: length of the listing. fingerprint: hex SHA-256 of the listing.
     ids: [N] int64, ascending, the usable images. labels: [N] int64 aligned with ids, -1 if unknown, or None.
     channels: 1 or 3, of every image that `read` returns. height, width: of all if uniform, else medians.
-    sizes: [N, 2] int32 aligned with ids, height and width as the headers say.
+    sizes: [N, 2] int32 aligned with ids, height and width as the headers say; None where they were not read.
     skipped: (id, name, reason) of each entry dropped. classes: the names of labels 0, 1, ... or None.
     has_test_part: whether `open_source(..., part="test")` finds something.
     targets: [N, K] int8 aligned with ids, of images that may have several of K classes: 1 present, 0 absent, -1 if
         unknown; or None. labels are None then. groups: [N] int64 aligned with ids: which images belong together (of
         one patient, one video), numbers without meaning, -1 if unknown; or None.
+    unit_starts: [U] int64, the first id of each unit of a listing that is read unit by unit (`Units`), or None.
     """
 
     name: str
@@ -59,12 +69,13 @@ class Source:
     width: int
     uniform: bool
     skipped: tuple[Skipped, ...]
-    sizes: np.ndarray
+    sizes: np.ndarray | None
     listing: Listing = field(repr=False)
     classes: tuple[str, ...] | None = None
     has_test_part: bool = False
     targets: np.ndarray | None = None
     groups: np.ndarray | None = None
+    unit_starts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,6 +93,26 @@ class Source:
     def read(self, image_id: int, reduce: int = 1) -> np.ndarray:
         """[H, W, channels] uint8; raises `Unusable` for a file that turns out broken. reduce: see `decode`."""
         return self.listing.read(self._position(image_id), self.channels, reduce)
+
+    def header(self, image_id: int) -> tuple[int, int, int]:
+        """(height, width, channels) that `read` finds, but for its `channels`; `Unusable` where that can be told."""
+        return self.listing.header(self._position(image_id))
+
+    def unit_bounds(self) -> np.ndarray:
+        """[U + 1]: the rows of `ids` at which each unit begins, and their end."""
+        if self.unit_starts is None:
+            raise DataError(f"{shown(self.name)} is not read in streams; leave out --set streams")
+        return np.searchsorted(self.ids, [*self.unit_starts, self.num_listed])
+
+    def hold_units(self, capacity: int) -> None:
+        """How many units may be held in memory."""
+        if isinstance(self.listing, Units):
+            self.listing.capacity = capacity
+
+    def expect(self, image_id: int) -> None:
+        """Say that an image is wanted soon, so that its unit is read meanwhile."""
+        if isinstance(self.listing, Units):
+            self.listing.expect(self._position(image_id))
 
     def name_of(self, image_id: int) -> str:
         """The entry's name, on one printable line."""
@@ -113,7 +144,7 @@ class Source:
             labels=chosen_of(self.labels),
             targets=chosen_of(self.targets),
             groups=chosen_of(self.groups),
-            sizes=self.sizes[rows],
+            sizes=chosen_of(self.sizes),
         )
 
     def pixels(

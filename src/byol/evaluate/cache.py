@@ -38,13 +38,6 @@ VALUES_AT_ONCE = 2**20
 """Copied at a time: 4 MiB in float32."""
 
 
-def default_directory() -> Path:
-    """$BYOL_CACHE, else `byol` in the user's cache folder by the XDG rule."""
-    if chosen := os.environ.get("BYOL_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol"
-
-
 def feature_key(
     weights: str,
     description: Mapping[str, Any],

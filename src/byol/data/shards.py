@@ -1,0 +1,378 @@
+"""Shards: Parquet files and WebDataset archives, here or elsewhere, read unit by unit.
+
+A unit is what one read brings: a row group of a Parquet file, or a run of an archive's samples of about UNIT_BYTES.
+Rows are numbered through all files in order of their names. What is elsewhere is opened by fsspec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tarfile
+import threading
+import time
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from byol.data.decode import Unusable, decode, header, is_image_name
+from byol.data.parquet import encoded_images, image_column, of_part
+from byol.data.places import cache_directory
+from byol.data.source import DataError, Part, Source, shown
+
+UNIT_BYTES = 16 << 20
+"""Of an archive, read at once: 64 streams then hold a gigabyte."""
+TRIES = 3
+SAMPLE = 64
+"""Images whose headers say what the others are like."""
+ENDINGS = (".parquet", ".tar")
+
+
+def is_elsewhere(spec: str) -> bool:
+    return spec.startswith("hf:") or re.match(r"[a-z][a-z0-9+.-]+://", spec) is not None
+
+
+def from_shards(
+    name: str, part: Part, channels: int | None, progress: Callable[[int, int], None] | None = None
+) -> Source:
+    """Shards by a URL, a path with * or {000..127}, a folder, or hf:OWNER/NAME; see docs/data.md.
+
+    Their footers or member lists are read, and no image but a few. progress: (done, total) files.
+    """
+    files = of_part(name, [(url.rsplit("/", 1)[-1], url) for url in _urls(name)], part)
+    opened = list[_File]()
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda file: _opened(*file), files):
+            opened.append(found)
+            if progress is not None:
+                progress(len(opened), len(files))
+    listing = Shards(opened)
+    classes = next((file.classes for file in opened if file.classes), None)
+    labels = np.concatenate([file.labels for file in opened])
+    digest = hashlib.sha256()
+    for file in opened:
+        digest.update(os.fsencode(f"{file.name}\0{file.num_bytes}\0{len(file.labels)}\0"))
+    num = len(listing)
+    if num < 2:
+        raise DataError(f"{shown(name)} holds {num} image(s), at least 2 are needed")
+    shapes, skipped = list[tuple[int, int, int]](), list[tuple[int, str, str]]()
+    for position in range(min(num, SAMPLE)):
+        try:
+            shapes.append(listing.header(position))
+        except Unusable as error:
+            skipped.append((position, listing.name(position), str(error)))
+    if not shapes:
+        raise DataError(f"{shown(name)}: the first {SAMPLE} images are unusable, the first of them: {skipped[0][2]}")
+    sizes = np.array(shapes)
+    height, width = (int(side) for side in np.median(sizes[:, :2], axis=0))
+    return Source(
+        name=name,
+        num_listed=num,
+        fingerprint=digest.hexdigest(),
+        ids=np.arange(num),
+        labels=None if (labels < 0).all() else labels,
+        channels=channels or int(sizes[:, 2].max()),
+        height=height,
+        width=width,
+        uniform=False,
+        sizes=None,
+        skipped=(),
+        listing=listing,
+        classes=classes,
+        unit_starts=listing.starts,
+    )
+
+
+def _urls(spec: str) -> list[str]:
+    """Every shard that a person named, in order."""
+    import fsspec
+
+    if spec.startswith("hf:"):
+        return _hub_urls(spec.removeprefix("hf:"))
+    try:
+        found = set[str]()
+        for pattern in _braces(spec):
+            system, path = fsspec.core.url_to_fs(pattern)
+            if "*" in path:
+                paths = system.glob(path)
+            elif path.endswith(ENDINGS):
+                paths = [path]
+            else:
+                paths = system.find(path)
+            found.update(system.unstrip_protocol(each) for each in paths if each.endswith(ENDINGS))
+    except Exception as error:  # every kind of storage has its own
+        raise _unreachable(spec, error) from error
+    if not found:
+        raise DataError(f"{shown(spec)} names no .parquet or .tar file; check the address")
+    return sorted(found)
+
+
+def _hub_urls(name: str) -> list[str]:
+    """The Parquet files of a data set on the Hugging Face Hub: its own, or those that the Hub made of it."""
+    import fsspec
+
+    for place in (f"hf://datasets/{name}", f"hf://datasets/{name}@refs%2Fconvert%2Fparquet"):
+        try:
+            system, path = fsspec.core.url_to_fs(place)
+            found = [each for each in system.find(path) if each.endswith(".parquet")]
+        except Exception as error:
+            raise _unreachable(f"hf:{name}", error) from error
+        if found:
+            return sorted(f"hf://{each}" for each in found)
+    raise DataError(f"hf:{name} has no Parquet files; download it, and name the folder")
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """a{00..11}b stands for a00b to a11b, as in a shell."""
+    parts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
+    ranges = [
+        [f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)]
+        for first, last in zip(parts[1::3], parts[2::3], strict=True)
+    ]
+    for chosen in product(*ranges):
+        yield "".join(text for pair in zip(parts[::3], [*chosen, ""], strict=True) for text in pair)
+
+
+def _unreachable(what: str, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if isinstance(error, ImportError):
+        return DataError(f"{shown(what)} needs another package: {reason}")
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{shown(what)} does not exist, or cannot be reached")
+    return DataError(f"{shown(what)} cannot be read: {shown(reason)}")
+
+
+class _Storage:
+    """One file system in each process: their connections do not survive a fork."""
+
+    def __init__(self) -> None:
+        self._systems: dict[str, Any] = {}
+        self._process = os.getpid()
+
+    def open(self, url: str) -> Any:
+        return self.of(url)[0].open(self.of(url)[1], "rb")
+
+    def of(self, url: str) -> tuple[Any, str]:
+        import fsspec
+
+        if self._process != os.getpid():
+            from fsspec.asyn import reset_lock
+
+            reset_lock()
+            self._systems, self._process = {}, os.getpid()
+        protocol = url.split("://")[0]
+        if protocol not in self._systems:
+            self._systems[protocol] = fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
+        system = self._systems[protocol]
+        return system, system._strip_protocol(url)
+
+
+_STORAGE = _Storage()
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """A shard. labels: [rows] int64, -1 for unknown. units: the first row of each."""
+
+    name: str
+    url: str
+    num_bytes: int
+    labels: np.ndarray
+    units: np.ndarray
+    classes: tuple[str, ...] | None
+
+    @abstractmethod
+    def read(self, unit: int) -> list[bytes | None]:
+        """The encoded images of one unit."""
+
+
+def _opened(name: str, url: str) -> _File:
+    try:
+        return _ParquetFile.of(name, url) if url.endswith(".parquet") else _Archive.of(name, url)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreachable(url, error) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _ParquetFile(_File):
+    column: str
+
+    @classmethod
+    def of(cls, name: str, url: str) -> _ParquetFile:
+        import pyarrow.parquet as pq
+
+        with _STORAGE.open(url) as stream, pq.ParquetFile(stream) as parquet:
+            schema = parquet.schema_arrow
+            column, labelled, classes = image_column(name, schema)
+            labels = np.full(parquet.metadata.num_rows, -1, np.int64)
+            if labelled:
+                labels = parquet.read(["label"])["label"].fill_null(-1).to_numpy().astype(np.int64)
+            groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+            size = stream.seek(0, 2)
+        return cls(name, url, size, labels, np.cumsum([0, *groups[:-1]]), classes, column)
+
+    def read(self, unit: int) -> list[bytes | None]:
+        import pyarrow.parquet as pq
+
+        with _STORAGE.open(self.url) as stream, pq.ParquetFile(stream) as parquet:
+            table = parquet.read_row_group(unit, columns=[self.column])
+        return encoded_images(self.name, self.column, table[self.column]).to_pylist()
+
+
+@dataclass(frozen=True, eq=False)
+class _Archive(_File):
+    """A WebDataset archive. starts, lengths: [rows] int64, where each image lies, in bytes."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, name: str, url: str) -> _Archive:
+        system, path = _STORAGE.of(url)
+        about = system.info(path)
+        key = [url, about["size"], *(str(about.get(k)) for k in ("mtime", "ETag", "LastModified", "last_commit"))]
+        kept = cache_directory() / "archives" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"
+        if kept.is_file():
+            with np.load(kept, allow_pickle=False) as found:
+                starts, lengths, labels = found["starts"], found["lengths"], found["labels"]
+        else:
+            starts, lengths, labels = _members(url)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+            with temporary.open("wb") as stream:
+                np.savez(stream, starts=starts, lengths=lengths, labels=labels)
+            temporary.replace(kept)
+        units, first = list[int](), 0
+        ends = starts + lengths
+        while first < len(starts):  # at least one image, else as many as fit
+            units.append(first)
+            first = max(first + 1, int(np.searchsorted(ends, starts[first] + UNIT_BYTES, side="right")))
+        return cls(name, url, about["size"], labels, np.array(units, np.int64), None, starts, lengths)
+
+    def read(self, unit: int) -> list[bytes | None]:
+        first = int(self.units[unit])
+        last = int(self.units[unit + 1]) if unit + 1 < len(self.units) else len(self.starts)
+        begin, end = int(self.starts[first]), int(self.starts[last - 1] + self.lengths[last - 1])
+        system, path = _STORAGE.of(self.url)
+        if system.info(path)["size"] != self.num_bytes:
+            raise OSError("it has changed since the run began")
+        held = system.cat_file(path, start=begin, end=end)
+        rows = zip((self.starts[first:last] - begin).tolist(), self.lengths[first:last].tolist(), strict=True)
+        return [held[start : start + length] for start, length in rows]
+
+
+def _members(url: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(where the image of each sample begins, its bytes, its label) in order; a sample's files share their name up to
+    the first dot."""
+    samples: OrderedDict[str, list[int]] = OrderedDict()
+    labels: dict[str, int] = {}
+    with _STORAGE.open(url) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        for member in archive:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            key = f"{folder}/{stem}"
+            if not member.isfile() or not stem:
+                continue
+            if is_image_name("." + ending):
+                samples.setdefault(key, [member.offset_data, member.size])
+            elif ending == "cls" and (text := archive.extractfile(member)) is not None:
+                value = text.read(32).strip()
+                if value.isdigit():
+                    labels[key] = int(value)
+    places = np.array(list(samples.values()), np.int64).reshape(-1, 2)
+    return places[:, 0], places[:, 1], np.array([labels.get(key, -1) for key in samples], np.int64)
+
+
+@dataclass(eq=False)
+class Shards:
+    """A listing of rows in units, of which a few are held. capacity: how many."""
+
+    files: list[_File]
+    capacity: int = 4
+    starts: np.ndarray = field(init=False)
+    _units: list[tuple[int, int]] = field(init=False)
+    _first_row: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        lengths = [len(file.labels) for file in self.files]
+        self._first_row = np.cumsum([0, *lengths])
+        self.starts = np.concatenate(
+            [first + file.units for first, file in zip(self._first_row, self.files, strict=False)]
+        )
+        self._units = [(f, unit) for f, file in enumerate(self.files) for unit in range(len(file.units))]
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held: OrderedDict[int, Future[list[bytes | None]]] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_held", "_pool", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        return int(self._first_row[-1])
+
+    def unit_of(self, position: int) -> int:
+        return int(np.searchsorted(self.starts, position, side="right")) - 1
+
+    def header(self, position: int) -> tuple[int, int, int]:
+        return header(self._bytes(position))
+
+    def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
+        return decode(self._bytes(position), channels, reduce)
+
+    def name(self, position: int) -> str:
+        file = int(np.searchsorted(self._first_row, position, side="right")) - 1
+        return f"{self.files[file].name} row {position - int(self._first_row[file])}"
+
+    def expect(self, position: int) -> None:
+        """Begin to read the unit of a row that is wanted soon."""
+        self._unit(self.unit_of(position))
+
+    def _bytes(self, position: int) -> bytes:
+        unit = self.unit_of(position)
+        data = self._unit(unit).result()[position - int(self.starts[unit])]
+        if data is None:
+            raise Unusable("the row holds no image bytes")
+        return data
+
+    def _unit(self, unit: int) -> Future[list[bytes | None]]:
+        if self._process != os.getpid():  # threads do not survive a fork
+            self._forget()
+        if unit in self._held:
+            self._held.move_to_end(unit)
+            return self._held[unit]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(4, thread_name_prefix="shards")
+        self._held[unit] = self._pool.submit(self._read, *self._units[unit])
+        while len(self._held) > self.capacity:
+            self._held.popitem(last=False)
+        return self._held[unit]
+
+    def _read(self, number: int, unit: int) -> list[bytes | None]:
+        file = self.files[number]
+        for tried in range(TRIES):
+            try:
+                return file.read(unit)
+            except FileNotFoundError:
+                raise DataError(f"{shown(file.name)} is gone; put it back") from None
+            except Exception as error:  # every kind of storage has its own
+                if tried + 1 == TRIES:
+                    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                    raise DataError(f"{shown(file.name)} cannot be read, row group or part {unit}: {reason}") from None
+                time.sleep(2**tried)
+        raise AssertionError("returned or raised")

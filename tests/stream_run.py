@@ -1,0 +1,63 @@
+"""A run over shards that writes down which images each step saw, and may be killed; started by torchrun, or called."""
+
+import json
+import os
+import signal
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from byol import parallel
+from byol.options import Options
+from byol.pipeline import pretrain
+from byol.train import Training
+
+OPTIONS = Options(
+    backbone="resnet18",
+    backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    image_size=12,
+    batch_size=16,
+    steps=30,
+    precision="32",
+    device="cpu",
+    workers=2,
+    streams=8,
+    method_args={"hidden": 16, "out": 8},
+    optimizer="lars",
+    base_lr=0.5,
+)
+
+
+def work(data, place, kill_at=None):
+    """Begins or goes on with PLACE/run; the second process kills itself before the step `kill_at`."""
+    original, run = Training._step, Path(place, "run")
+    resumed = (run / "run.json").exists()
+
+    def step(self, number, micro):
+        if number == kill_at and parallel.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ids = [i for batch in micro for i in batch.ids.tolist()]
+        with Path(place, f"seen{parallel.rank()}.jsonl").open("a") as file:
+            file.write(json.dumps([resumed, number, ids]) + "\n")
+        return original(self, number, micro)
+
+    Training._step = step
+    try:
+        pretrain(data, run, OPTIONS, resume=resumed)
+    finally:
+        Training._step = original
+
+
+def seen(place, *, resumed=False):
+    """Step -> its images, of all processes together, before or after the run was resumed; whole steps alone."""
+    found = defaultdict(list)
+    for file in Path(place).glob("seen*.jsonl"):
+        for line in file.read_text().splitlines():
+            again, step, ids = json.loads(line)
+            if again == resumed:
+                found[step] += ids
+    return {step: sorted(ids) for step, ids in found.items() if len(ids) == OPTIONS.batch_size}
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
