@@ -14,7 +14,7 @@ import typer
 from byol import names
 from byol.launch import launched, launched_rank
 
-SHARED = ("pretrain",)
+SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
 
 app = typer.Typer(
@@ -51,6 +51,12 @@ class Precision(StrEnum):
 class Device(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Part(StrEnum):
+    train = "train"
+    test = "test"
+    all = "all"
 
 
 class Kind(StrEnum):
@@ -485,6 +491,45 @@ def ablate(
     stdout.print(f"Tables: {out}/{name}.md; plot: {out}/{name}.png; every run: {out}/{ablating.RECORD}.")
     if result["failed"]:
         stdout.print(f"{len(result['failed'])} runs failed; the same command tries them again.")
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Directory of the Parquet files.", show_default=False)],
+    part: Annotated[Part, typer.Option(help="Of data that have a training and a test part.")] = Part.all,
+    rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 8192,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the backbone's features of every image to Parquet files. The same command goes on where it stopped."""
+    if not (run / "backbone.json").is_file():
+        _fail(f"{run} holds no backbone.json; is it the --out of a finished pretrain?")
+    _must_exist(data)
+    from byol.console import Terminal, stdout
+    from byol.embed import embed as run_embed
+
+    with Terminal() as terminal:
+        found = run_embed(
+            run,
+            data,
+            out,
+            part=part.value,
+            rows=rows,
+            workers=workers,
+            device=None if device is None else device.value,
+            observer=terminal,
+        )
+    if launched_rank() > 0:
+        return
+    if as_json:
+        _print_json(found)
+    else:
+        stdout.print(
+            f"{found['images']:,} images, {found['feature_dim']} features each, in {found['files']} files: {out}."
+        )
 
 
 @app.command()
