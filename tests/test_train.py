@@ -23,7 +23,7 @@ from byol.online import HoldOut, OnlineClassifier
 from byol.options import Options
 from byol.pipeline import Silent, pretrain
 from byol.run import Run
-from byol.train import Networks, Training, TrainingStopped, make_optimizer, train_step
+from byol.train import Budget, Networks, Training, TrainingStopped, make_optimizer, train_step
 from byol.views.view import View
 
 TINY = Options(
@@ -199,12 +199,57 @@ def test_a_run_inside_its_own_data_is_refused(tmp_path):
 def test_a_budget_of_time_becomes_the_steps_that_fit(images, tmp_path, monkeypatch):
     tried = []
     monkeypatch.setattr(Training, "measure_rate", lambda self, seconds: tried.append(seconds) or 40.0)
+    monkeypatch.setattr(Budget, "spent", lambda self: 0.04)
     run = pretrain(images, tmp_path / "run", replace(TINY, steps=None, budget=2.5))
-    assert run.total_steps == 6  # 2.5 s x 40 images/s in batches of 16
-    assert Run.read(tmp_path / "run" / "run.json").total_steps == run.total_steps
+    assert run.total_steps == 6  # 0.96 x 2.5 s x 40 images/s in batches of 16
+    assert run.replan is None
+    assert Run.read(tmp_path / "run" / "run.json") == run
     assert [m["step"] for m in lines(tmp_path / "run" / "metrics.jsonl")][-1] == run.total_steps
     pretrain(images, tmp_path / "longer", replace(TINY, steps=None, budget=40.0, batch_size=64))
-    assert tried[0::2] == [1.0, 2.0]
+    assert tried == [1.0, 2.0]
+
+
+def test_a_run_planned_again_goes_evenly_to_the_same_end():
+    run = SimpleNamespace(total_steps=50, replan=(20, 100), planned_steps=100)
+    at = [Run.schedule_step(run, step) for step in range(51)]
+    assert at[:21] == list(range(21))
+    assert at[-1] == 100
+    assert np.allclose(np.diff(at[20:]), 80 / 30)
+    run = SimpleNamespace(total_steps=50, replan=None)
+    assert [Run.schedule_step(run, step) for step in range(51)] == list(range(51))
+
+
+def test_the_steps_that_fit_in_what_is_left_of_a_budget(monkeypatch):
+    monkeypatch.setattr("byol.train.time.perf_counter", lambda: 130.0)
+    # 30 s of 100 are over, 10 of them before the first step; 40 steps took 12 s and two looks 4 s each.
+    budget = Budget(100.0, began=100.0, training=110.0, looks=[4.0, 4.0])
+    assert budget.spent() == 0.3
+    # 66 s until the last look; a step takes 0.3 s, and a twentieth of a look.
+    assert budget.steps(40, 20) == 40 + int(66 / (0.3 + 0.2))
+    assert Budget(20.0, began=100.0, training=110.0).steps(40, 20) == 41  # late already: one more step ends it
+
+
+def test_a_budget_plans_again_once_and_the_run_can_be_repeated_to_the_bit(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "measure_rate", lambda self, seconds: 160.0)
+    spent = iter([0.0, 0.1, 0.25])
+    monkeypatch.setattr(Budget, "spent", lambda self: next(spent))
+    monkeypatch.setattr(Budget, "steps", lambda self, done, every: done + 17)
+    said = []
+    observer = Silent()
+    observer.say = said.append
+    budget = replace(TINY, steps=None, budget=5.0)
+    run = pretrain(images, tmp_path / "run", budget, observer=observer)
+    assert (run.total_steps, run.replan) == (37, (20, 50))
+    assert Run.read(tmp_path / "run/run.json") == run
+    assert [line["step"] for line in lines(tmp_path / "run/metrics.jsonl") if "loss" in line] == [10, 20, 30, 37]
+    again = "--steps 37 --set replan=20,50"
+    assert again in (tmp_path / "run/plan.txt").read_text() and again in said[-1]
+    repeated = replace(TINY, steps=37).with_settings(["replan=20,50"])
+    assert pretrain(images, tmp_path / "repeated", repeated) == run
+    one, two = (load_file(tmp_path / name / "checkpoints/step-000000037.safetensors") for name in ("run", "repeated"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(ValueError, match="add the --steps"):
+        replace(TINY, steps=None, replan=(20, 50)).checked()
 
 
 def test_a_backbone_that_cannot_take_the_images_is_one_line(images, tmp_path):

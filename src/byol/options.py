@@ -43,7 +43,9 @@ class Options:
     epochs: float | None = None
     steps: int | None = None
     budget: float | None = None
-    """Time to train for, s, about: the steps that fit at the rate measured before the first one."""
+    """Time to train for, s: as many steps as fit, at the rate measured before the first one and again after a fifth."""
+    replan: tuple[int, int] | None = None
+    """See `Run`: repeats a run whose budget made it plan again."""
     optimizer: Optimizer | None = None
     base_lr: float | None = None
     weight_decay: float | None = None
@@ -107,6 +109,8 @@ class Options:
             raise ValueError(f"lr_drops={self.lr_drops} are shares of the run: greater than 0 and less than 1")
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
+        if self.replan is not None and not (self.steps and 0 < self.replan[0] < min(self.steps, self.replan[1])):
+            raise ValueError(f"replan={self.replan} repeats a run of a given number of steps; add the --steps it had")
         if sum(given is not None for given in (self.epochs, self.steps, self.budget)) > 1:
             raise ValueError("epochs, steps and budget each say how long to train; give one of them")
         if self.warmup_epochs is not None and self.warmup_steps is not None:

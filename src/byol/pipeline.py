@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +26,7 @@ from byol.options import Options
 from byol.parallel import agreed, everywhere, rank, together, world_size
 from byol.plan import chosen_views, device_of, image_size, plan
 from byol.run import Run
-from byol.train import Progress, Training
+from byol.train import Budget, Progress, Training
 from byol.views import recipes
 from byol.views.view import View, describe
 
@@ -92,17 +94,19 @@ def pretrain(
             line = f"{data} is not what this run began with ({run.data}); start a new run with another --out"
             raise everywhere(ValueError(line))
     else:
-        # A budget of time becomes steps once the rate is known; until then one step stands for them.
-        planned = replace(options, steps=1, budget=None) if options.budget else options
+        # A budget of time becomes steps once the rate is known; until then one a second stands for them.
+        planned = replace(options, steps=math.ceil(options.budget), budget=None) if options.budget else options
         run = agreed(together(lambda: plan(planned, source, pixels)))
-    budget = None if resume else options.budget
+    budget = None if resume or options.budget is None else Budget(options.budget, time.perf_counter())
     # How many steps fit is worth a twentieth of the time to find out.
-    training, rate = _ready(run, source, pixels, directory, 1.0 if budget is None else min(10.0, max(1.0, budget / 20)))
+    trial = 1.0 if budget is None else min(10.0, max(1.0, budget.seconds / 20))
+    training, rate = _ready(run, source, pixels, directory, trial)
     if budget is not None:
-        steps = agreed(max(1, int(budget * rate / run.images_per_step)))
+        left = budget.seconds * (1 - budget.spent())
+        steps = agreed(max(1, int(left * rate / run.images_per_step)))
         run = agreed(plan(replace(options, steps=steps, budget=None), source, pixels))
         del training  # before the next one takes as much memory again
-        training, rate = _ready(run, source, pixels, directory)
+        training, _ = _ready(run, source, pixels, directory, 0.0)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
     if not resume and rank() == 0:
@@ -110,8 +114,14 @@ def pretrain(
         run.write(directory / "run.json")
         (directory / "plan.txt").write_text("".join(f"{k}: {v}\n" for k, v in lines), "utf-8")
         _write_skipped(directory, source)
-    training.fit(observer.progress, resume=resume)
-    return run
+    training.fit(observer.progress, resume=resume, budget=budget)
+    if training.run.replan is not None and budget is not None and rank() == 0:
+        begun, first = training.run.replan
+        again = f"--steps {training.run.total_steps} --set replan={begun},{first}"
+        with (directory / "plan.txt").open("a", encoding="utf-8") as file:
+            file.write(f"planned again: after {begun:,} of {first:,} steps; {again} in place of --budget repeats it\n")
+        observer.say(f"The budget made {training.run.total_steps:,} steps; {again} in place of --budget repeats them.")
+    return training.run
 
 
 def _begin(data: str, directory: Path, resume: bool) -> Run | None:
@@ -146,13 +156,12 @@ def _write_skipped(directory: Path, source: Source) -> None:
             file.write(json.dumps({"step": 0, "id": image, "name": name, "reason": reason}) + "\n")
 
 
-def _ready(
-    run: Run, source: Source, pixels: Tensor | None, directory: Path, seconds: float = 1.0
-) -> tuple[Training, float]:
-    """The training, and the images/s a copy of it reached. ValueError where the networks do not suit the images."""
+def _ready(run: Run, source: Source, pixels: Tensor | None, directory: Path, seconds: float) -> tuple[Training, float]:
+    """The training, and the images/s a copy of it reached in about `seconds`. ValueError where the networks do not suit
+    the images."""
     try:
         training = together(lambda: Training(run, source, pixels, directory))
-        return training, training.measure_rate(seconds)
+        return training, training.measure_rate(seconds) if seconds else 0.0
     except torch.OutOfMemoryError:
         raise ValueError(
             f"{run.batch_size} images of {run.image_size} px at a time do not fit in the memory of {run.device}; use a "

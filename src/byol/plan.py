@@ -54,7 +54,8 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         steps = int(epochs * num_train / images_per_step)
     if steps < 1:
         raise ValueError(f"epochs={options.epochs} of {num_train} images are less than one step; use more epochs")
-    situation = Situation(num_train, size, source.channels, images_per_step, steps, options.accumulate)
+    planned = steps if options.replan is None else options.replan[1]
+    situation = Situation(num_train, size, source.channels, images_per_step, planned, options.accumulate)
     method = get(options.method)
     _check_labels(options.method, method, source)
     defaults = method.defaults(situation)
@@ -85,7 +86,8 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         batch_size=batch_size,
         accumulate=options.accumulate,
         total_steps=steps,
-        warmup_steps=_warmup(options, defaults.warmup, steps, num_train, images_per_step),
+        warmup_steps=_warmup(options, defaults.warmup, planned, num_train, images_per_step),
+        replan=options.replan,
         lr_every_steps=max(1, num_train // images_per_step) if options.lr_by_epoch else 1,
         encoder_init=options.encoder_init,
         **rules,
@@ -95,8 +97,8 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         seed=options.seed,
         hold_out=options.hold_out,
         # Not sooner: running batch-norm statistics need some steps before they say anything.
-        evaluate_every_steps=max(20, min(500, steps // 20)),
-        checkpoint_every_steps=max(1, min(1000, steps // 10)),
+        evaluate_every_steps=max(20, min(500, planned // 20)),
+        checkpoint_every_steps=max(1, min(1000, planned // 10)),
         stop_on_collapse=options.stop_on_collapse,
         reduced_decoding=options.reduced_decoding,
         streams=_streams(options, source, num_train),

@@ -68,6 +68,9 @@ class Run(Optimization):
     total_steps: int
     """Optimizer steps, K."""
     warmup_steps: int
+    replan: tuple[int, int] | None = None
+    """(k, K): the first k steps were those of a run of K steps; from there to the same end it goes evenly, in what is
+    left of `total_steps`. `warmup_steps` and what the method was given belong to K."""
     lr_every_steps: int = 1
     """After the warm-up the learning rate changes this often: 1, or the steps of an epoch."""
     encoder_init: EncoderInit = "byol"
@@ -102,8 +105,26 @@ class Run(Optimization):
     def peak_lr(self) -> float:
         return self.base_lr * self.images_per_step / 256
 
+    @property
+    def planned_steps(self) -> int:
+        """The steps that schedules were made for."""
+        return self.total_steps if self.replan is None else self.replan[1]
+
+    def schedule_step(self, step: int) -> float:
+        """Where a step stands among `planned_steps`: itself, unless the run was planned again."""
+        if self.replan is None or step <= self.replan[0]:
+            return step
+        begun, planned = self.replan
+        return begun + (planned - begun) * (step - begun) / (self.total_steps - begun)
+
+    def progress(self, step: int) -> float:
+        """How far the run is before a step, in [0, 1]."""
+        return self.schedule_step(step) / self.planned_steps
+
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", "utf-8")
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", "utf-8")
+        temporary.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -117,8 +138,8 @@ class Run(Optimization):
         if missing := set(known) - set(found) - optional:
             raise ValueError(f"{path} lacks settings this version needs: {', '.join(sorted(missing))}")
         types = typing.get_type_hints(cls)
-        tuples = {name for name in found if typing.get_origin(types[name]) is tuple}
-        values: dict[str, Any] = {name: tuple(v) if name in tuples else v for name, v in found.items()}
+        tuples = {n for n in found if tuple in [typing.get_origin(t) for t in (types[n], *typing.get_args(types[n]))]}
+        values: dict[str, Any] = {n: tuple(v) if n in tuples and v is not None else v for n, v in found.items()}
         values["views"] = tuple(
             {k: tuple(v) if isinstance(v, list) else v for k, v in view.items()} for view in values["views"]
         )

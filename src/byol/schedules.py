@@ -16,7 +16,7 @@ def target_decay(progress: float, base: float) -> float:
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
-def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:
+def warmup_cosine(step: float, *, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:
     """The learning rate as a share of its peak: step/W while step < W, then a half cosine from 1 to `final` at K.
 
     Linear from 0, so the first update of a run with warm-up moves nothing, as in the authors' code.
@@ -29,7 +29,7 @@ def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int, final: floa
     return final + (1 - final) * cosine
 
 
-def warmup_drops(step: int, *, warmup_steps: int, total_steps: int, drops: Sequence[float]) -> float:
+def warmup_drops(step: float, *, warmup_steps: int, total_steps: int, drops: Sequence[float]) -> float:
     """The same warm-up, then a tenth after each of `drops`, shares of the run in (0, 1)."""
     if step < warmup_steps:
         return step / warmup_steps

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ from byol.views import recipes
 from byol.views.view import View
 
 LOG_EVERY_STEPS = 10
+REPLAN_AT = 0.2
+"""Share of a budget of time after which the steps that fit are counted again."""
 COMPILE_FROM_IMAGES = 20_000
 """Of 224 px: compiling the views takes half a minute, and saves about 5 ms an image on a CPU core."""
 
@@ -75,6 +77,29 @@ class Progress:
     metrics: dict[str, float]
     images_per_second: float
     probe: Probe | None = None
+
+
+@dataclass
+class Budget:
+    """A time to be done by. seconds: in all; began: when it began, and training: when the first step did, both by
+    time.perf_counter; looks: how long each look at held-out images took."""
+
+    seconds: float
+    began: float
+    training: float = 0.0
+    looks: list[float] = field(default_factory=list)
+
+    def spent(self) -> float:
+        """The share of it that is over."""
+        return (time.perf_counter() - self.began) / self.seconds
+
+    def steps(self, done: int, look_every: int) -> int:
+        """How many steps there are to be in all, by what `done` of them took. look_every: steps from look to look."""
+        now = time.perf_counter()
+        a_look = statistics.median(self.looks) if self.looks else 0.0
+        a_step = (now - self.training - sum(self.looks)) / done
+        left = self.began + self.seconds - now - a_look  # the last look
+        return done + max(1, int(left / (a_step + a_look / look_every)))
 
 
 class Networks(nn.Module):
@@ -157,8 +182,8 @@ def train_step(
     apart: a context in which processes do not exchange gradients, for all micro-batches but the last. Returns the mean
     losses, detached, on the device.
     """
-    share = learning_rate_share(run, step)
-    held = min(1.0, step / run.warmup_steps) if run.warmup_steps else 1.0
+    share = learning_rate_share(run, run.schedule_step(step))
+    held = min(1.0, run.schedule_step(step) / run.warmup_steps) if run.warmup_steps else 1.0
     for group in optimizer.param_groups:
         group["lr"] = run.peak_lr * group["lr_scale"] * (held if group["constant"] else share)
     outs: list[Out] = []
@@ -175,20 +200,20 @@ def train_step(
         classifier_losses.append(classifier_loss.detach())
     optimizer.step()
     optimizer.zero_grad()
-    method.after_step(step / run.total_steps, outs)
+    method.after_step(run.progress(step), outs)
     return {
         "loss": torch.stack([out.loss for out in outs]).mean(),
         "classifier_loss": torch.stack(classifier_losses).mean(),
     }
 
 
-def learning_rate_share(run: Run, step: int) -> float:
-    """The learning rate of a step as a share of its peak, by the run's own schedule."""
+def learning_rate_share(run: Run, step: float) -> float:
+    """The learning rate as a share of its peak at a step of the run's schedule."""
     if step >= run.warmup_steps:
         step = max(step // run.lr_every_steps * run.lr_every_steps, run.warmup_steps)
     if run.lr_drops:
-        return warmup_drops(step, warmup_steps=run.warmup_steps, total_steps=run.total_steps, drops=run.lr_drops)
-    return warmup_cosine(step, warmup_steps=run.warmup_steps, total_steps=run.total_steps, final=run.final_lr)
+        return warmup_drops(step, warmup_steps=run.warmup_steps, total_steps=run.planned_steps, drops=run.lr_drops)
+    return warmup_cosine(step, warmup_steps=run.warmup_steps, total_steps=run.planned_steps, final=run.final_lr)
 
 
 def keep_memory() -> None:
@@ -288,8 +313,9 @@ class Training:
             taken.append(agreed(time.perf_counter() - start))  # all processes try as often
         return self.run.batch_size / statistics.median(taken[1:])
 
-    def fit(self, observe: Callable[[Progress], None], *, resume: bool = False) -> None:
-        """Train to the end, writing metrics, checkpoints and at last the backbone."""
+    def fit(self, observe: Callable[[Progress], None], *, resume: bool = False, budget: Budget | None = None) -> None:
+        """Train to the end, writing metrics, checkpoints and at last the backbone. budget: when to end, by planning
+        again once."""
         run = self.run
         start = self._restore() if resume else 0
         metrics = _Metrics(self.directory, start) if rank() == 0 else _NoMetrics()
@@ -297,14 +323,22 @@ class Training:
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         try:
+            if budget is not None:
+                budget.training = time.perf_counter()
             if start == 0:
+                before = time.perf_counter()
                 self._look(0, metrics, observe, 0.0)
-            batches = self.loader.batches(start * run.accumulate, run.total_steps * run.accumulate)
+                if budget is not None:
+                    budget.looks.append(time.perf_counter() - before)
+            # Of a run that may get longer, more are ready to be made than it will have.
+            end = run.total_steps * run.accumulate if budget is None else sys.maxsize // run.batch_size
+            batches = self.loader.batches(start * run.accumulate, end)
             clock, clock_step = time.perf_counter(), start
             rate = 0.0
             self.module.train()
             replaced: list[tuple[int, int, str]] = []
-            for step in range(start, run.total_steps):
+            step = start
+            while step < run.total_steps:
                 try:
                     micro = [next(batches) for _ in range(run.accumulate)]
                 except (DataError, OSError) as error:
@@ -328,7 +362,7 @@ class Training:
                     rate = (done - clock_step) * run.images_per_step / (now - clock)
                     values |= {
                         "lr": self.optimizer.param_groups[0]["lr"],
-                        **self.method.status(step / run.total_steps),
+                        **self.method.status(run.progress(step)),
                     }
                     if done == run.total_steps and (memory := self.peak_memory()):
                         values["peak_memory_bytes"] = memory
@@ -347,10 +381,18 @@ class Training:
                     probe = self._look(done, metrics, observe, seconds + before - clock)
                     clock += time.perf_counter() - before  # training's seconds are training's alone
                     collapsed = collapsed + 1 if probe and probe.word == "collapsed" else 0
+                    if budget is not None:
+                        budget.looks.append(time.perf_counter() - before)
                     if collapsed >= 2 and run.stop_on_collapse:
                         if rank() == 0:
                             self.save(done)
                         raise everywhere(TrainingStopped(f"stopped at step {done}: {ADVICE}"))
+                if budget is not None and logs and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
+                    steps = agreed(budget.steps(done, run.evaluate_every_steps))
+                    run = self.run = replace(run, total_steps=steps, replan=(done, run.total_steps))
+                    if rank() == 0:
+                        run.write(self.directory / "run.json")
+                step = done
         except KeyboardInterrupt:
             raise everywhere(
                 TrainingStopped(
