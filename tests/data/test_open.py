@@ -285,6 +285,38 @@ class TestFolder:
         source = pickle.loads(pickle.dumps(open_source(tmp_path)))
         np.testing.assert_array_equal(source.read(1), picture(2))
 
+    def test_the_headers_of_a_large_folder_are_read_once_and_again_when_a_file_changes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BYOL_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("byol.data.folder.KEEP_FROM_FILES", 3)
+        folder, unused = tmp_path / "images", picture(0)
+        for i in range(4):
+            write(folder / f"{i}.png", picture(i))
+        (folder / "broken.png").write_bytes(b"none")
+        first = open_source(folder)
+        assert [(i, reason) for i, _, reason in first.skipped] == [(4, "not an image in a known format")]
+
+        def fail(self: Any, position: int) -> None:
+            raise AssertionError("a header was read again")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("byol.data.folder.Files.header", fail)
+            again = open_source(folder)
+            for name in ("ids", "sizes"):
+                np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+            assert again.skipped == first.skipped and again.fingerprint == first.fingerprint
+        write(folder / "2.png", np.concatenate([unused, unused]))
+        os.utime(folder / "2.png", ns=(1, 1))
+        changed = open_source(folder)
+        assert changed.sizes is not None and first.sizes is not None
+        assert changed.sizes[2].tolist() == [2 * first.sizes[2][0], first.sizes[2][1]]
+        kept = list((tmp_path / "cache/listings").glob("*.npz"))
+        assert len(kept) == 2
+        for file in kept:
+            file.write_bytes(b"damaged")
+        np.testing.assert_array_equal(open_source(folder).sizes, changed.sizes)
+
 
 class TestDigits:
     def test_the_split_is_fixed_balanced_and_disjoint(self) -> None:

@@ -16,12 +16,15 @@ from byol.data.decode import Unusable, decode, header, is_image_name
 from byol.data.parquet import from_parquet
 from byol.data.source import NUM_THREADS, DataError, Part, Source, no_test_part, shown, verified
 
+KEEP_FROM_FILES = 10_000
+"""A folder's headers are read once, where it has as many files and none of them is changed."""
+
 
 def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Source:
     """Files in order of their path below `root`; labels are sub-folders if no image lies outside one."""
-    listed = _walk(root)
-    images = [file for file, _ in listed if is_image_name(file)]
-    tables = [file for file, _ in listed if file.lower().endswith(".parquet")]
+    found = _walk(root)
+    images = [file for file, *_ in found if is_image_name(file)]
+    tables = [file for file, *_ in found if file.lower().endswith(".parquet")]
     if tables and not images:
         return from_parquet(name, [(file, root / file) for file in tables], part, channels)
     tops = {file.split("/")[0] for file in images if "/" in file}
@@ -31,19 +34,22 @@ def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Sour
     if is_split:
         images = [file for file in images if file.startswith(("train/", "test/", "val/"))]
         wanted = {"train": ("train/",), "test": (f"{held_out}/",), "all": ("train/", "test/", "val/")}[part]
-        listed = [entry for entry in listed if entry[0].startswith(wanted)]
+        found = [entry for entry in found if entry[0].startswith(wanted)]
     elif part == "test":
         raise no_test_part(name, "put images into sub-folders train/ and test/")
     # Over both parts: a class that one of them lacks must not shift the labels of the others.
     classes = tuple(sorted({file.split("/")[depth] for file in images if file.count("/") > depth}))
     label_of: dict[str | None, int] = {folder: label for label, folder in enumerate(classes)}
-    files = [file for file, _ in listed]
+    files = [file for file, *_ in found]
     folders = [file.split("/")[depth] if file.count("/") > depth else None for file in files]
     labels = np.array([label_of.get(folder, -1) for folder in folders], np.int64)
-    digest = hashlib.sha256()
-    for file, num_bytes in listed:
+    digest, now = hashlib.sha256(), hashlib.sha256(os.fsencode(root.resolve()))
+    for file, num_bytes, changed in found:
         digest.update(os.fsencode(f"{file}\0{num_bytes}\0"))
-    source = verified(name, Files(root, files), len(files), digest.hexdigest(), labels, channels)
+        now.update(changed.to_bytes(8, "little", signed=True))
+    now.update(digest.digest())
+    kept_as = now.hexdigest()[:32] if len(files) >= KEEP_FROM_FILES else None
+    source = verified(name, Files(root, files), len(files), digest.hexdigest(), labels, channels, kept_as=kept_as)
     if len(classes) < 2 or source.labels is None or (source.labels < 0).any():
         return replace(source, labels=None, has_test_part=is_split)
     return replace(source, classes=classes, has_test_part=is_split)
@@ -59,7 +65,7 @@ class Files:
     def header(self, position: int) -> tuple[int, int, int]:
         if not is_image_name(self.files[position]):
             raise Unusable("not an image file name")
-        return header(self.root / self.files[position])
+        return header(f"{self.root}/{self.files[position]}")
 
     def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
         return decode(self.root / self.files[position], channels, reduce)
@@ -81,8 +87,8 @@ class Files:
             yield from pool.map(digest, positions.tolist(), chunksize=64)
 
 
-def _walk(root: Path) -> list[tuple[str, int]]:
-    """(POSIX path below root, bytes) of every file that is not hidden, sorted.
+def _walk(root: Path) -> list[tuple[str, int, int]]:
+    """(POSIX path below root, bytes, when it was changed) of every file that is not hidden, sorted.
 
     Folders that are links come last and each folder is entered once: loops end, and a link to a folder that
     is already inside adds nothing.
@@ -104,12 +110,12 @@ def _walk(root: Path) -> list[tuple[str, int]]:
                     try:
                         status = entry.stat()
                     except OSError:  # a link that leads nowhere: listed, and skipped with that reason
-                        found.append((file, 0))
+                        found.append((file, 0, 0))
                         continue
                     if stat.S_ISDIR(status.st_mode):
                         (linked if entry.is_symlink() else real).append(file)
                     elif stat.S_ISREG(status.st_mode):
-                        found.append((file, status.st_size))
+                        found.append((file, status.st_size, status.st_mtime_ns))
     except PermissionError as error:
         raise DataError(f"no permission to list {shown(str(error.filename))}; allow it or move it") from error
     return sorted(found)

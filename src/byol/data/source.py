@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from byol.data.decode import Unusable
+from byol.data.places import cache_directory
 
 Part = Literal["train", "test", "all"]
 Skipped = tuple[int, str, str]
 T = TypeVar("T")
 
 NUM_THREADS = 8
+KEPT_LISTINGS = 20
 
 
 HOW_TO_LABEL = "put the images in one sub-folder a class, or use a Parquet file with a `label` column"
@@ -182,46 +189,83 @@ class Source:
 
 
 def verified(
-    name: str, listing: Listing, num_listed: int, fingerprint: str, labels: np.ndarray, channels: int | None
+    name: str,
+    listing: Listing,
+    num_listed: int,
+    fingerprint: str,
+    labels: np.ndarray,
+    channels: int | None,
+    *,
+    kept_as: str | None = None,
 ) -> Source:
-    """Read every header and drop what is unusable. labels: [num_listed] int64, negative where unknown."""
+    """Read every header and drop what is unusable. labels: [num_listed] int64, negative where unknown.
 
-    def look(positions: np.ndarray) -> list[tuple[int, int, int] | str]:
-        found: list[tuple[int, int, int] | str] = []
-        for position in positions.tolist():
-            try:
-                found.append(listing.header(position))
-            except Unusable as error:
-                found.append(str(error))
-        return found
-
-    ids, shapes, skipped = list[int](), list[tuple[int, int, int]](), list[Skipped]()
-    for positions, results in _in_threads(look, np.arange(num_listed)):
-        for position, result in zip(positions.tolist(), results, strict=True):
-            if isinstance(result, str):
-                skipped.append((position, shown(listing.name(position)), result))
-            else:
-                ids.append(position)
-                shapes.append(result)
+    kept_as: what tells this listing, as it is now, from all others; then its headers are read once.
+    """
+    shapes, reasons = _headers(listing, num_listed, kept_as)
+    usable = shapes[:, 0] > 0
+    ids = np.flatnonzero(usable)
+    skipped = tuple((position, shown(listing.name(position)), reason) for position, reason in reasons)
     if len(ids) < 2:
         first = f"; {len(skipped)} skipped, the first: {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
         raise DataError(f"{shown(name)} holds {len(ids)} usable image(s), at least 2 are needed{first}")
-    sizes, kept = np.array(shapes), labels[ids]
+    sizes, kept = shapes[usable], labels[usable]
     height, width = (int(side) for side in np.median(sizes[:, :2], axis=0))
     return Source(
         name=name,
         num_listed=num_listed,
         fingerprint=fingerprint,
-        ids=np.array(ids, np.int64),
+        ids=ids,
         labels=None if (kept < 0).all() else np.maximum(kept, -1),
         channels=channels or int(sizes[:, 2].max()),
         height=height,
         width=width,
         uniform=bool((sizes[:, :2] == sizes[0, :2]).all()),
-        skipped=tuple(skipped),
+        skipped=skipped,
         listing=listing,
-        sizes=sizes[:, :2].astype(np.int32),
+        sizes=np.ascontiguousarray(sizes[:, :2]),
     )
+
+
+def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """([num_listed, 3] int32: height, width, channels, zeros for what is unusable; position and reason of each)."""
+    directory = cache_directory() / "listings"
+    kept = directory / f"{kept_as}.npz"
+    if kept_as is not None and kept.is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
+            os.utime(kept)
+            return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
+    look = partial(_look, listing)
+    numbers = np.arange(num_listed)
+    if kept_as is not None and "fork" in multiprocessing.get_all_start_methods():
+        # Of very many files, threads would only hand Python's lock around.
+        with multiprocessing.get_context("fork").Pool(NUM_THREADS) as pool:
+            looked = pool.map(look, np.array_split(numbers, max(1, num_listed // 1000)))
+    else:
+        looked = [found for _, found in _in_threads(look, numbers)]
+    shapes = np.concatenate([np.zeros((0, 3), np.int32), *(shape for shape, _ in looked)])
+    reasons = [each for _, unusable in looked for each in unusable]
+    if kept_as is not None:
+        with contextlib.suppress(OSError):  # a full disk costs time, the next time
+            directory.mkdir(parents=True, exist_ok=True)
+            temporary = directory / f".{kept_as}.{os.getpid()}.npz"
+            positions, words = ([each[i] for each in reasons] for i in range(2))
+            np.savez(temporary, shapes=shapes, positions=np.array(positions, np.int64), reasons=np.array(words, str))
+            temporary.replace(kept)
+            for old in sorted(directory.glob("*.npz"), key=lambda file: file.stat().st_mtime)[:-KEPT_LISTINGS]:
+                old.unlink(missing_ok=True)
+    return shapes, reasons
+
+
+def _look(listing: Listing, positions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """What `_headers` gives, of some positions."""
+    shapes, unusable = np.zeros((len(positions), 3), np.int32), list[tuple[int, str]]()
+    for row, position in enumerate(positions.tolist()):
+        try:
+            shapes[row] = listing.header(position)
+        except Unusable as error:
+            unusable.append((position, str(error)))
+    return shapes, unusable
 
 
 def _in_threads(task: Callable[[np.ndarray], T], numbers: np.ndarray) -> Iterator[tuple[np.ndarray, T]]:
