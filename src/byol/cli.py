@@ -85,6 +85,7 @@ Settings = Annotated[
 Labels = Annotated[
     str | None, typer.Option(metavar="FILE.csv", help="A .csv or .tsv file that names each image's label.")
 ]
+Tile = Annotated[int | None, typer.Option(min=8, metavar="PX", help="Cut large images into tiles of this side.")]
 ImageSize = Annotated[int | None, typer.Option(min=8, help="Size of the views, px.")]
 
 
@@ -140,6 +141,7 @@ def pretrain(
         str | None, typer.Option(metavar="RUN|FILE|timm:NAME.TAG", help="Weights the encoder starts from.")
     ] = None,
     labels: Labels = None,
+    tile: Tile = None,
     hold_out: Annotated[
         float | None, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none. 0.05 by default.")
     ] = None,
@@ -169,6 +171,7 @@ def pretrain(
         device=None if device is None else device.value,
         init=init,
         labels=labels,
+        tile=tile,
         hold_out=hold_out,
         stop_on_collapse=stop_on_collapse,
     )
@@ -499,6 +502,7 @@ def embed(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Directory of the Parquet files.", show_default=False)],
     part: Annotated[Part, typer.Option(help="Of data that have a training and a test part.")] = Part.all,
+    tile: Tile = None,
     rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 8192,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
@@ -517,6 +521,7 @@ def embed(
             data,
             out,
             part=part.value,
+            tile=tile or 0,
             rows=rows,
             workers=workers,
             device=None if device is None else device.value,
@@ -539,12 +544,13 @@ def views(
     method: Method = None,
     recipe: Recipe = None,
     image_size: ImageSize = None,
+    tile: Tile = None,
     settings: Settings = None,
     seed: Seed = 0,
     images: Annotated[int, typer.Option(min=1, max=32, help="How many images.")] = 8,
 ) -> None:
     """Draw what the network will see: pairs of views."""
-    options = _options(method, recipe, settings, image_size=image_size, seed=seed)
+    options = _options(method, recipe, settings, image_size=image_size, tile=tile, seed=seed)
     if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         _fail(f"{out} has no ending that says what kind of picture; use .png, .jpg, .pdf or .svg")
     _must_exist(data)

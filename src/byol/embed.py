@@ -13,6 +13,7 @@ import torch
 from byol import cluster
 from byol.data.open import open_source
 from byol.data.source import Part, Source
+from byol.data.tiles import tiled
 from byol.evaluate.features import stream_features
 from byol.evaluate.images import evaluation_batches
 from byol.export import WEIGHTS, load, read_description
@@ -31,6 +32,7 @@ def embed(
     out: str | Path,
     *,
     part: Part = "all",
+    tile: int = 0,
     rows: int = ROWS,
     workers: int = 0,
     device: str | None = None,
@@ -40,7 +42,8 @@ def embed(
 
     Each file has the images of `rows` places in the listing: columns id (int64, the place), name, label (where there
     are labels) and features (D float32, the encoder's, of the evaluation's view). Files that are there already stay.
-    Where several processes run, each writes every W-th file. ValueError where OUT holds other embeddings.
+    tile: see `tiled`. Where several processes run, each writes every W-th file. ValueError where OUT holds other
+    embeddings.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     engine = cluster.fabric(device)
@@ -48,7 +51,7 @@ def embed(
     directory, run_directory = Path(out), Path(run_directory)
     description = together(lambda: read_description(run_directory))
     channels = description["channels"]
-    source = together(lambda: open_source(data, part=part, channels=channels if channels in (1, 3) else None))
+    source = together(lambda: _opened(data, part, channels, tile))
     if source.channels != channels:
         raise ValueError(f"the images have {source.channels} channels, and the backbone was trained on {channels}")
     about = {
@@ -84,6 +87,11 @@ def embed(
         _write(_file(directory, number), shard, np.concatenate([*used, []]).astype(int), found, about)
     written = sum(collected([sum(_rows_of(_file(directory, n)) for n in numbers[rank() :: world_size()])]))
     return {"out": str(directory), "images": written, "files": len(numbers), "feature_dim": about["feature_dim"]}
+
+
+def _opened(data: str, part: Part, channels: int, tile: int) -> Source:
+    source = open_source(data, part=part, channels=channels if channels in (1, 3) else None)
+    return tiled(source, tile) if tile else source
 
 
 def _begin(directory: Path, about: dict[str, Any]) -> None:

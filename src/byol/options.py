@@ -69,8 +69,10 @@ class Options:
     precision: Precision | None = None
     device: Literal["cpu", "cuda"] | None = None
     workers: int | None = None
+    tile: int | None = None
+    """Side of the tiles that large images are cut into, px."""
     streams: int | None = None
-    """Of data in shards: 64, or as many as there are units. Of a Parquet file: read it as shards are."""
+    """Of data in shards or tiles: 64, or as many as there are units. Of a Parquet file: read it as shards are."""
     reduced_decoding: bool = True
     """See `Run`; False crops every image at its full size, as the authors' code does."""
     seed: int = 0
@@ -95,7 +97,17 @@ class Options:
         _check_kinds("field of a view", self.view_changes, get_type_hints(View))
         for view in self.views or (View(),):
             replace(view, **self.view_changes)  # a View checks its own ranges
-        for name in ("image_size", "batch_size", "accumulate", "streams", "epochs", "steps", "budget", "base_lr"):
+        for name in (
+            "image_size",
+            "batch_size",
+            "accumulate",
+            "tile",
+            "streams",
+            "epochs",
+            "steps",
+            "budget",
+            "base_lr",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be greater than 0 and finite")

@@ -19,6 +19,7 @@ from byol.data.labels import with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.open import open_source
 from byol.data.source import Source
+from byol.data.tiles import tiled
 from byol.launch import launched
 from byol.methods import uses_labels
 from byol.names import PRETRAINED
@@ -52,12 +53,15 @@ class Silent:
 
 
 def open_for_training(
-    data: str, observer: Observer, labels: str | None = None, *, streams: bool = False
+    data: str, observer: Observer, labels: str | None = None, *, streams: bool = False, tile: int = 0
 ) -> tuple[Source, Tensor | None]:
-    """The usable images of a source, and their pixels where they fit in memory. labels: a file that names them."""
+    """The usable images of a source, and their pixels where they fit in memory. labels: a file that names them.
+    streams: see `open_source`. tile: see `tiled`, 0 for whole images."""
     source = open_source(data, part="train", streams=streams)
     if labels is not None:
         source = with_labels(source, labels, say=observer.say)
+    if tile:
+        source = tiled(source, tile)
     if not fits_memory(source):
         return source, None
     source, pixels, skipped = load_pixels(source, observer.loading)
@@ -85,8 +89,9 @@ def pretrain(
     observer = observer if observer is not None and rank() == 0 else Silent()
     resumed = together(lambda: _begin(data, directory, resume))
     labels = options.labels if resumed is None else resumed.labels
-    streams = bool(options.streams if resumed is None else resumed.streams)
-    source, pixels = together(lambda: open_for_training(data, observer, labels, streams=streams))
+    tile = (options.tile if resumed is None else resumed.tile) or 0
+    streams = bool(options.streams if resumed is None else resumed.streams) and not tile
+    source, pixels = together(lambda: open_for_training(data, observer, labels, streams=streams, tile=tile))
     _check_alike(data, source)
     if resumed is not None:
         run = resumed
@@ -259,7 +264,7 @@ def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
 def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8, epochs: int = 3) -> Path:
     """Draw what the network will see: images, and pairs of their views over some epochs."""
     options = options.checked()
-    source, pixels = open_for_training(data, Silent())
+    source, pixels = open_for_training(data, Silent(), tile=options.tile or 0)
     chosen = chosen_views(options, source)
     size = image_size(options, source)
     loader = Loader(

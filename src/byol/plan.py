@@ -18,6 +18,7 @@ from torch import Tensor
 
 from byol.data.loader import Normalization, data_statistics, split_hold_out, views_for
 from byol.data.source import HOW_TO_LABEL, Source
+from byol.data.tiles import HELD_BYTES
 from byol.encoder import stem_for
 from byol.export import DESCRIPTION, read_description, spec_of
 from byol.launch import launched
@@ -101,7 +102,8 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         checkpoint_every_steps=max(1, min(1000, planned // 10)),
         stop_on_collapse=options.stop_on_collapse,
         reduced_decoding=options.reduced_decoding,
-        streams=_streams(options, source, num_train),
+        streams=_streams(options, source),
+        tile=options.tile or 0,
         init=options.init,
         labels=options.labels,
         facts=_facts(source, device, num_train) | ({"moved": moved} if (moved := options.moved()) else {}),
@@ -178,17 +180,20 @@ def _warmup(options: Options, share: float, steps: int, num_train: int, images_p
     return round(share * steps)
 
 
-def _streams(options: Options, source: Source, num_train: int) -> int:
-    """64 for data in shards, or the largest power of two that there are units for."""
+def _streams(options: Options, source: Source) -> int:
+    """64 for data in shards or tiles, or the largest power of two that there are units and memory for."""
     if source.unit_starts is None:
         if options.streams is not None:
             source.unit_bounds()  # says that there are none
         return 0
     training, _ = split_hold_out(source, options.hold_out, options.seed)
     units = int((np.diff(training.unit_bounds()) > 0).sum())
-    streams = options.streams or min(64, 1 << (units.bit_length() - 1))
+    held = max(1, HELD_BYTES // source.unit_bytes)
+    streams = options.streams or min(64, 1 << (min(units, held).bit_length() - 1))
     if streams > units:
-        raise ValueError(f"streams={streams} are more than the {units} row groups or parts of the shards; use fewer")
+        raise ValueError(
+            f"streams={streams} are more than the {units} row groups, parts of archives or tiled images; use fewer"
+        )
     if streams % launched()[0]:
         raise ValueError(
             f"streams={streams} cannot be dealt to {launched()[0]} processes; use a number of processes that divides "

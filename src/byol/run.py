@@ -86,8 +86,10 @@ class Run(Optimization):
     evaluate_every_steps: int
     checkpoint_every_steps: int
     stop_on_collapse: bool = False
+    tile: int = 0
+    """Side of the tiles that images were cut into, px; 0 for whole images."""
     streams: int = 0
-    """Of data in shards, how many are read side by side; 0 for data whose images are read in any order."""
+    """Of data in shards or tiles, how many are read side by side; 0 for data whose images are read in any order."""
     reduced_decoding: bool = True
     """JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where all their crops stay at least as large as the views."""
     init: str | None = None

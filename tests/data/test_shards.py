@@ -153,7 +153,7 @@ def test_each_process_reads_its_own_units_and_each_once(parquet, monkeypatch):
     source = open_source(parquet, streams=True)
     read = []
     original = type(source.listing)._read
-    monkeypatch.setattr(type(source.listing), "_read", lambda self, f, u: read.append((f, u)) or original(self, f, u))
+    monkeypatch.setattr(type(source.listing), "_read", lambda self, unit: read.append(unit) or original(self, unit))
     units = []
     for rank in range(2):
         fresh = open_source(parquet, streams=True)

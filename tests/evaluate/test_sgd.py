@@ -232,10 +232,10 @@ class Broken:
     def __init__(self, listing, bad):
         self.listing, self.bad = listing, bad
 
-    def read(self, position, channels):
+    def read(self, position, channels, reduce=1):
         if position == self.bad:
             raise Unusable("cut off")
-        return self.listing.read(position, channels)
+        return self.listing.read(position, channels, reduce)
 
     def name(self, position):
         return self.listing.name(position)

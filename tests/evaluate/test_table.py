@@ -126,9 +126,9 @@ class Guarded:
     def __init__(self, listing):
         self.listing, self.open = listing, False
 
-    def read(self, position, channels):
+    def read(self, position, channels, reduce=1):
         assert self.open, "a test image was read too early"
-        return self.listing.read(position, channels)
+        return self.listing.read(position, channels, reduce)
 
     def header(self, position):
         return self.listing.header(position)

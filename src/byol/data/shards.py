@@ -15,8 +15,8 @@ import time
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -26,6 +26,7 @@ from byol.data.decode import Unusable, decode, header, is_image_name
 from byol.data.parquet import encoded_images, image_column, of_part
 from byol.data.places import cache_directory
 from byol.data.source import DataError, Part, Source, shown
+from byol.data.units import UnitCache
 
 UNIT_BYTES = 16 << 20
 """Of an archive, read at once: 64 streams then hold a gigabyte."""
@@ -87,6 +88,7 @@ def from_shards(
         listing=listing,
         classes=classes,
         unit_starts=listing.starts,
+        unit_bytes=UNIT_BYTES,
     )
 
 
@@ -292,36 +294,15 @@ def _members(url: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return places[:, 0], places[:, 1], np.array([labels.get(key, -1) for key in samples], np.int64)
 
 
-@dataclass(eq=False)
 class Shards:
-    """A listing of rows in units, of which a few are held. capacity: how many."""
+    """A listing of rows in units. starts: the first row of each."""
 
-    files: list[_File]
-    capacity: int = 4
-    starts: np.ndarray = field(init=False)
-    _units: list[tuple[int, int]] = field(init=False)
-    _first_row: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        lengths = [len(file.labels) for file in self.files]
-        self._first_row = np.cumsum([0, *lengths])
-        self.starts = np.concatenate(
-            [first + file.units for first, file in zip(self._first_row, self.files, strict=False)]
-        )
-        self._units = [(f, unit) for f, file in enumerate(self.files) for unit in range(len(file.units))]
-        self._forget()
-
-    def _forget(self) -> None:
-        self._held: OrderedDict[int, Future[list[bytes | None]]] = OrderedDict()
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_held", "_pool", "_process")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget()
+    def __init__(self, files: list[_File]) -> None:
+        self.files = files
+        self._first_row = np.cumsum([0, *(len(file.labels) for file in files)])
+        self.starts = np.concatenate([first + file.units for first, file in zip(self._first_row, files, strict=False)])
+        self._units = [(f, unit) for f, file in enumerate(files) for unit in range(len(file.units))]
+        self.units = UnitCache(self._read)
 
     def __len__(self) -> int:
         return int(self._first_row[-1])
@@ -339,32 +320,16 @@ class Shards:
         file = int(np.searchsorted(self._first_row, position, side="right")) - 1
         return f"{self.files[file].name} row {position - int(self._first_row[file])}"
 
-    def expect(self, position: int) -> None:
-        """Begin to read the unit of a row that is wanted soon."""
-        self._unit(self.unit_of(position))
-
     def _bytes(self, position: int) -> bytes:
         unit = self.unit_of(position)
-        data = self._unit(unit).result()[position - int(self.starts[unit])]
+        data = self.units[unit][position - int(self.starts[unit])]
         if data is None:
             raise Unusable("the row holds no image bytes")
         return data
 
-    def _unit(self, unit: int) -> Future[list[bytes | None]]:
-        if self._process != os.getpid():  # threads do not survive a fork
-            self._forget()
-        if unit in self._held:
-            self._held.move_to_end(unit)
-            return self._held[unit]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(4, thread_name_prefix="shards")
-        self._held[unit] = self._pool.submit(self._read, *self._units[unit])
-        while len(self._held) > self.capacity:
-            self._held.popitem(last=False)
-        return self._held[unit]
-
-    def _read(self, number: int, unit: int) -> list[bytes | None]:
-        file = self.files[number]
+    def _read(self, number: int) -> list[bytes | None]:
+        file_number, unit = self._units[number]
+        file = self.files[file_number]
         for tried in range(TRIES):
             try:
                 return file.read(unit)

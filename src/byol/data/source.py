@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from byol.data.decode import Unusable
 from byol.data.places import cache_directory
+from byol.data.units import UnitCache
 
 Part = Literal["train", "test", "all"]
 Skipped = tuple[int, str, str]
@@ -43,11 +44,11 @@ class Listing(Protocol):
 
 @runtime_checkable
 class Units(Listing, Protocol):
-    """A listing that is read unit by unit. capacity: the units that it holds in memory."""
+    """A listing that is read unit by unit."""
 
-    capacity: int
+    units: UnitCache[Any]
 
-    def expect(self, position: int) -> None: ...
+    def unit_of(self, position: int) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,7 @@ class Source:
         unknown; or None. labels are None then. groups: [N] int64 aligned with ids: which images belong together (of
         one patient, one video), numbers without meaning, -1 if unknown; or None.
     unit_starts: [U] int64, the first id of each unit of a listing that is read unit by unit (`Units`), or None.
+    unit_bytes: about what the largest unit takes in memory.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Source:
     targets: np.ndarray | None = None
     groups: np.ndarray | None = None
     unit_starts: np.ndarray | None = None
+    unit_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,12 +117,12 @@ class Source:
     def hold_units(self, capacity: int) -> None:
         """How many units may be held in memory."""
         if isinstance(self.listing, Units):
-            self.listing.capacity = capacity
+            self.listing.units.capacity = capacity
 
     def expect(self, image_id: int) -> None:
         """Say that an image is wanted soon, so that its unit is read meanwhile."""
         if isinstance(self.listing, Units):
-            self.listing.expect(self._position(image_id))
+            self.listing.units.expect(self.listing.unit_of(self._position(image_id)))
 
     def name_of(self, image_id: int) -> str:
         """The entry's name, on one printable line."""
