@@ -125,17 +125,15 @@ def beside_training(folder: Path, options: Options, steps: int, turns: int) -> N
         training.module.train()
         rates: dict[str, list[float]] = {"bare": [], "with data": []}
         number = 0
+        rows = torch.arange(training.run.batch_size)
+        batch = training.loader.batch_of(rows, torch.zeros_like(rows))
         for turn in range(turns + 1):
-            batches = training.loader.batches(number, number + steps + 2)
-            batch = next(batches)
-            next(batches)
-            number += steps + 2
-            bare = seconds(lambda b=batch: [training._step(0, [b]) for _ in range(steps)])
-            # The workers made batches meanwhile: take those that wait, so that what follows is the steady state.
-            waiting = training.loader.batches(number, number + 3 * steps)
-            for _ in range(2 * steps):
-                training._step(0, [next(waiting)])
-            full = seconds(lambda w=waiting: [training._step(0, [next(w)]) for _ in range(steps)])
+            bare = seconds(lambda: [training._step(0, [batch]) for _ in range(steps)])
+            made = training.loader.batches(number, number + 3 * steps)
+            for _ in range(steps):  # until batches come as fast as they are made, none of them made beforehand
+                training._step(0, [next(made)])
+            full = seconds(lambda w=made: [training._step(0, [next(w)]) for _ in range(steps)])
+            del made  # and with it the workers
             number += 3 * steps
             if turn:
                 rates["bare"].append(steps * training.run.batch_size / bare)
@@ -170,11 +168,10 @@ def main() -> None:
         if arguments.part in (None, "loader"):
             null_step(many, arithmetic)
         if arguments.part in (None, "training"):
-            base = Options(batch_size=32, steps=10**5, hold_out=0.0, image_size=224)
-            beside_training(many, base, 6, 3)
-            beside_training(
-                many, replace(base, backbone="resnet18", backbone_args={"channels": [48, 96, 192, 384]}), 4, 3
-            )
+            base = Options(backbone="resnet18", batch_size=32, steps=10**5, hold_out=0.0, image_size=224)
+            for channels in ([16, 32, 64, 128], [32, 64, 128, 256]):
+                structure = {"layers": [1, 1, 1, 1], "channels": channels}
+                beside_training(many, replace(base, backbone_args=structure), 8, 3)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from itertools import permutations
@@ -201,6 +202,17 @@ class Arithmetic:
 EAGER = Arithmetic()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One image is too little to share among cores, and the workers need them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def compiled(views: tuple[View, ...], channels: int, size: int, device: torch.device) -> Arithmetic:
     """The arithmetic of those views as torch.compile makes it. Whatever its compilers raise where they are missing or
     fail, it raises here, before the first batch."""
@@ -210,10 +222,11 @@ def compiled(views: tuple[View, ...], channels: int, size: int, device: torch.de
     found = Arithmetic(*(torch.compile(getattr(EAGER, f.name), dynamic=not one_by_one) for f in fields(Arithmetic)))
     images, sizes = torch.rand(num, channels, size, size, device=device), torch.full((num,), size)
     always = torch.ones(num, dtype=torch.bool)
-    for view in views:
-        drawn = draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size)
-        every = replace(drawn, flip=always, jitter=always, gray=always, blur=always, solarize=always)
-        photometry(view, images.clone(), every, found)
+    with one_thread() if one_by_one else nullcontext():
+        for view in views:
+            drawn = draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size)
+            every = replace(drawn, flip=always, jitter=always, gray=always, blur=always, solarize=always)
+            photometry(view, images.clone(), every, found)
     return found
 
 
@@ -237,13 +250,14 @@ def photometry_each(
         (chosen.tolist(), operation, values)
         for chosen, operation, values in _stages(view, parameters, crops.shape[1], arithmetic)
     ]
-    for row in range(len(crops)):
-        one = slice(row, row + 1)
-        image = crops[one] / 255
-        for chosen, operation, values in stages:
-            if chosen[row]:
-                image = operation(image, *(value[one] for value in values))
-        made[one] = finish(image.clamp(0, 1))
+    with one_thread():
+        for row in range(len(crops)):
+            one = slice(row, row + 1)
+            image = crops[one] / 255
+            for chosen, operation, values in stages:
+                if chosen[row]:
+                    image = operation(image, *(value[one] for value in values))
+            made[one] = finish(image.clamp(0, 1))
     return made
 
 
