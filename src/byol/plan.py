@@ -188,7 +188,7 @@ def _streams(options: Options, source: Source) -> int:
         return 0
     training, _ = split_hold_out(source, options.hold_out, options.seed)
     units = int((np.diff(training.unit_bounds()) > 0).sum())
-    held = max(1, HELD_BYTES // source.unit_bytes)
+    held = max(1, HELD_BYTES // (2 * source.unit_bytes))
     streams = options.streams or min(64, 1 << (min(units, held).bit_length() - 1))
     if streams > units:
         raise ValueError(

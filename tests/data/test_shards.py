@@ -222,6 +222,19 @@ def test_a_broken_shard_is_one_line_and_a_broken_image_is_replaced(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_may_name_the_part(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "default" / part).mkdir(parents=True)
+        write_tars(tmp_path / "default" / part, files=2 if part == "train" else 3)
+    source = open_source(f"file://{tmp_path}")
+    assert source.has_test_part and len(source) == NUM and len(source.listing.files) == 2
+    assert all(file.name.startswith("train/") for file in source.listing.files)
+    assert len(open_source(f"file://{tmp_path}", part="test").listing.files) == 3
+    assert not open_source(f"file://{tmp_path}/default/train").has_test_part
+    with pytest.raises(DataError, match="no test part"):
+        open_source(f"file://{tmp_path}/default/train", part="test")
+
+
 def test_members_of_an_archive_are_listed_once(tmp_path, monkeypatch):
     write_tars(tmp_path, files=2)
     first = open_source(tmp_path)

@@ -97,8 +97,8 @@ class Loader:
     pixels: [N, C, H, W] uint8 where the images live in memory (see `load_pixels`), else None: workers decode them once
     an epoch and cut uint8 crops. batch_size: of all processes together. share: (rank, world): the process's part of
     each batch is every world-th image of it, from the rank-th on. streams: for sources in units, see `StreamOrder`; the
-    processes must divide it. reduced: whether JPEGs are decoded at a fraction of
-    their size where all their crops stay as large as the views. arithmetic: see `recipes.compiled`.
+    processes must divide it. reduced: whether JPEGs are decoded at a fraction of their size where all their crops stay
+    as large as the views. arithmetic: see `recipes.compiled`.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 import tarfile
 import threading
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from byol.data.decode import Unusable, decode, header, is_image_name
-from byol.data.parquet import encoded_images, image_column, of_part
+from byol.data.parquet import encoded_images, has_parts, image_column, of_part
 from byol.data.places import cache_directory
 from byol.data.source import DataError, Part, Source, shown
 from byol.data.units import UnitCache
@@ -47,7 +48,12 @@ def from_shards(
 
     Their footers or member lists are read, and no image but a few. progress: (done, total) files.
     """
-    files = of_part(name, [(url.rsplit("/", 1)[-1], url) for url in _urls(name)], part)
+    urls = _urls(name)
+    # Below what all of them share: there a folder may be the word that names a part.
+    paths = [url.partition("://")[2] for url in urls]
+    shared = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    every = [(posixpath.relpath(path, shared or "."), url) for path, url in zip(paths, urls, strict=True)]
+    files = of_part(name, every, part)
     opened = list[_File]()
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda file: _opened(*file), files):
@@ -87,6 +93,7 @@ def from_shards(
         skipped=(),
         listing=listing,
         classes=classes,
+        has_test_part=has_parts([file for file, _ in every]),
         unit_starts=listing.starts,
         unit_bytes=UNIT_BYTES,
     )

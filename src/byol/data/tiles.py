@@ -10,8 +10,8 @@ from byol.data.decode import Unusable
 from byol.data.source import DataError, Listing, Source, shown
 from byol.data.units import UnitCache
 
-HELD_BYTES = 1 << 30
-"""Of decoded images, in one process."""
+HELD_BYTES = 2 << 30
+"""Of units, in all processes: one of each stream, and the next one."""
 
 
 def tiled(source: Source, side: int) -> Source:
