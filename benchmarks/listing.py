@@ -22,7 +22,7 @@ from PIL import Image
 LISTER = """
 import json, sys, time
 from byol.data.open import open_source
-from byol.train import process_memory
+from byol.machine import process_memory
 began, before = time.perf_counter(), process_memory()
 source = open_source(sys.argv[1])
 print(json.dumps({"seconds": time.perf_counter() - began, "images": len(source), "bytes": process_memory(),

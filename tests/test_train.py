@@ -156,7 +156,7 @@ def test_the_peak_memory_is_the_process_s_own(tmp_path):
     program = """
 import subprocess, sys
 if sys.argv[1:] == ["child"]:
-    from byol.train import process_memory
+    from byol.machine import process_memory
     before = process_memory()
     kept = b"x" * 2**28
     print(before, process_memory())

@@ -13,7 +13,6 @@ import ctypes
 import inspect
 import json
 import math
-import re
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import DataError, Source
 from byol.encoder import SMALL_IMAGE_PX, Encoder, EncoderSpec, initialize
 from byol.export import parameter_count, save_backbone, start_from
+from byol.machine import process_memory
 from byol.methods import Method, Out, get, wanted
 from byol.names import FILLED, unknown
 from byol.norm import share
@@ -49,19 +49,6 @@ REPLAN_AT = 0.2
 """Share of a budget of time after which the steps that fit are counted again."""
 COMPILE_FROM_IMAGES = 20_000
 """Of 224 px: compiling the views takes half a minute, and saves about 5 ms an image on a CPU core."""
-
-
-def process_memory() -> int | None:
-    """The most memory this process has had resident, bytes; None where nobody knows."""
-    # Where it is known, not getrusage: on Linux a process that another one started begins with the other's peak there.
-    with contextlib.suppress(OSError):
-        if own := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text("utf-8")):
-            return int(own[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class TrainingStopped(RuntimeError):
