@@ -86,6 +86,10 @@ Labels = Annotated[
     str | None, typer.Option(metavar="FILE.csv", help="A .csv or .tsv file that names each image's label.")
 ]
 Tile = Annotated[int | None, typer.Option(min=8, metavar="PX", help="Cut large images into tiles of this side.")]
+AutoBatch = Annotated[
+    bool,
+    typer.Option("--auto-batch", help="The largest batch that fits; the recipe's learning rate and such move with it."),
+]
 ImageSize = Annotated[int | None, typer.Option(min=8, help="Size of the views, px.")]
 
 
@@ -129,6 +133,7 @@ def pretrain(
         str | None, typer.Option(metavar="TIME", help="How long to train, about, e.g. 90s, 30m, 8h or 2d.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images in one forward pass.")] = None,
+    auto_batch: AutoBatch = False,
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes in one step.")] = 1,
     image_size: ImageSize = None,
     base_lr: Annotated[float | None, typer.Option(help="Learning rate for 256 images a step.")] = None,
@@ -162,6 +167,7 @@ def pretrain(
         steps=steps,
         budget=None if budget is None else _seconds(budget),
         batch_size=batch_size,
+        auto_batch=auto_batch or None,
         accumulate=None if accumulate == 1 else accumulate,
         image_size=image_size,
         base_lr=base_lr,
@@ -193,6 +199,57 @@ def pretrain(
         _print_json(facts_for_json(run, out))
     else:
         stderr.print(f"The backbone is {out}/backbone.safetensors; `byol evaluate {out} LABELLED` says how good it is.")
+
+
+@app.command()
+def estimate(
+    data: Data,
+    method: Method = None,
+    backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How long to train, in passes over the images.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How long to train, in optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images in one forward pass.")] = None,
+    auto_batch: AutoBatch = False,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes in one step.")] = 1,
+    image_size: ImageSize = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the networks' arithmetic.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
+    recipe: Recipe = None,
+    tile: Tile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what `byol pretrain` with the same options would take: FLOPs, memory, images/s, time, disk.
+
+    Tries some steps on the data and writes nothing.
+    """
+    options = _options(
+        method,
+        recipe,
+        settings,
+        backbone=backbone,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        auto_batch=auto_batch or None,
+        accumulate=None if accumulate == 1 else accumulate,
+        image_size=image_size,
+        workers=workers,
+        precision=None if precision is None else precision.value,
+        device=None if device is None else device.value,
+        tile=tile,
+    )
+    _must_exist(data)
+    from byol.console import Terminal, grid, stdout
+    from byol.estimate import estimate as run_estimate
+
+    with Terminal() as terminal:
+        found, lines = run_estimate(data, options, terminal)
+    if as_json:
+        _print_json(found)
+    else:
+        stdout.print(grid(lines))
 
 
 @app.command()
@@ -607,6 +664,7 @@ def _options(method: str | None, recipe: str | None, settings: list[str] | None,
     # The batch first: what it moves are the recipe's settings, not those given beside it.
     batch = [setting for setting in settings or () if setting.partition("=")[0] in BATCH]
     options = options.with_settings(batch).checked()
+    batch_given = "batch_size" in given
     if options.batch_size is not None:
         options = options.at_batch(
             given.pop("batch_size", options.batch_size), given.pop("accumulate", options.accumulate)
@@ -618,6 +676,10 @@ def _options(method: str | None, recipe: str | None, settings: list[str] | None,
         options = replace(options, **lengths)
     if given.get("backbone") is not None:
         options = replace(options, backbone_args=None, stem=None)
+    if given.get("auto_batch"):
+        if batch_given or batch:
+            _fail("--auto-batch and a batch size each say how large batches are; give one of them")
+        options = replace(options, fixed=(*given, *(s.partition("=")[0] for s in settings or ())))
     return options.with_settings(s for s in settings or () if s not in batch).checked()
 
 

@@ -75,10 +75,7 @@ class Terminal:
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None:
         if not self._plan:
             return
-        table = Table.grid(padding=(0, 2))
-        for name, value in lines:
-            table.add_row(f"[dim]{name}[/]", value)
-        self._bar.console.print(table)
+        self._bar.console.print(grid(lines))
 
     def progress(self, step: Step) -> None:
         if step.probe is not None:
@@ -99,6 +96,14 @@ class Terminal:
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total, detail=detail)
         self._bar.update(self._tasks[name], completed=done, total=total, detail=detail)
+
+
+def grid(lines: list[tuple[str, str]]) -> Table:
+    """Names and what they say, side by side."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in lines:
+        table.add_row(f"[dim]{name}[/]", value)
+    return table
 
 
 def evaluation_tables(found: list[dict[str, Any]]) -> list[Table | str]:

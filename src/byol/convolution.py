@@ -101,3 +101,10 @@ def use_matrix_products(module: nn.Module) -> None:
             and len(set(part.padding)) == 1
         ):
             part.__class__ = MatrixConv2d
+
+
+def without_matrix_products(module: nn.Module) -> None:
+    """Undo `use_matrix_products`."""
+    for part in module.modules():
+        if type(part) is MatrixConv2d:
+            part.__class__ = nn.Conv2d  # type: ignore[assignment]

@@ -39,6 +39,8 @@ class Options:
     stem: Stem | None = None
     image_size: int | None = None
     batch_size: int | None = None
+    auto_batch: bool = False
+    """The largest batch that fits the machine, and what follows from it, as `at_batch` says."""
     accumulate: int = 1
     epochs: float | None = None
     steps: int | None = None
@@ -81,6 +83,8 @@ class Options:
     labels: str | None = None
     """A file that names the images' labels."""
     stop_on_collapse: bool = False
+    fixed: tuple[str, ...] = ()
+    """Settings that were given by hand: `at_batch` does not move them."""
     moves: tuple[Move, ...] = ()
     """What `at_batch` did last; `moved` says it."""
 
@@ -149,24 +153,24 @@ class Options:
             return options
         ratio = new / old
         moves = [Move("images_per_step", new, old, new, "batch {:g} -> {:g}")]
-        if self.base_lr is not None:
+        if self.base_lr is not None and "base_lr" not in self.fixed:
             # base_lr is multiplied by the batch wherever it is used, which is the linear rule.
             rule, exponent = ("square root", 0.5) if self.optimizer in (None, "adamw") else ("linear", 1.0)
             base_lr = float(f"{self.base_lr * ratio ** (exponent - 1):.4g}")
             options = replace(options, base_lr=base_lr)
             words = f"learning rate {{:.4g}} -> {{:.4g}} ({rule} rule)"
             moves.append(Move("base_lr", base_lr, self.base_lr * old / 256, base_lr * new / 256, words))
-            if exponent == 0.5 and self.weight_decay:
+            if exponent == 0.5 and self.weight_decay and "weight_decay" not in self.fixed:
                 weight_decay = float(f"{self.weight_decay * ratio**0.5:.4g}")
                 options = replace(options, weight_decay=weight_decay)
                 words = "weight decay {:g} -> {:g}"
                 moves.append(Move("weight_decay", weight_decay, self.weight_decay, weight_decay, words))
-        if "tau" in self.method_args:
+        if "tau" in self.method_args and "tau" not in self.fixed:
             tau = round(self.method_args["tau"] ** ratio, 9)
             options = replace(options, method_args={**self.method_args, "tau": tau})
             moves.append(Move("tau", tau, self.method_args["tau"], tau, "tau {:g} -> {:g}"))
         for name, word in (("steps", ""), ("warmup_steps", "warm-up ")):
-            if steps := getattr(self, name):
+            if (steps := getattr(self, name)) and name not in self.fixed:
                 options = replace(options, **{name: round(steps / ratio)})
                 moves.append(Move(name, round(steps / ratio), steps, round(steps / ratio), word + "{:,} -> {:,} steps"))
         began = {move.setting: move.before for move in self._standing()}
@@ -191,7 +195,15 @@ class Options:
         """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""
         options = self
         own = get_type_hints(Options)
-        for name in ("method", "method_args", "views", "view_changes", "moves"):  # set by ways of their own
+        for name in (
+            "method",
+            "method_args",
+            "views",
+            "view_changes",
+            "auto_batch",
+            "fixed",
+            "moves",
+        ):  # set by ways of their own
             del own[name]
         of_view = {f"view.{name}": kind for name, kind in get_type_hints(View).items()}
         of_method = method_arguments(self.method)

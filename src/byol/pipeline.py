@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from byol import cluster, pictures
+from byol.capacity import largest_batch
 from byol.data.decode import Unusable
 from byol.data.labels import with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
@@ -99,19 +100,22 @@ def pretrain(
             line = f"{data} is not what this run began with ({run.data}); start a new run with another --out"
             raise everywhere(ValueError(line))
     else:
+        if options.auto_batch:
+            options, why = largest_batch(options, source, pixels, observer.say)
+            observer.say(f"batch: {options.batch_size:,}; {why}")
         # A budget of time becomes steps once the rate is known; until then one a second stands for them.
         planned = replace(options, steps=math.ceil(options.budget), budget=None) if options.budget else options
         run = agreed(together(lambda: plan(planned, source, pixels)))
     budget = None if resume or options.budget is None else Budget(options.budget, time.perf_counter())
     # How many steps fit is worth a twentieth of the time to find out.
     trial = 1.0 if budget is None else min(10.0, max(1.0, budget.seconds / 20))
-    training, rate = _ready(run, source, pixels, directory, trial)
+    training, rate = ready(run, source, pixels, directory, trial)
     if budget is not None:
         left = budget.seconds * (1 - budget.spent())
         steps = agreed(max(1, int(left * rate / run.images_per_step)))
         run = agreed(plan(replace(options, steps=steps, budget=None), source, pixels))
         del training  # before the next one takes as much memory again
-        training, _ = _ready(run, source, pixels, directory, 0.0)
+        training, _ = ready(run, source, pixels, directory, 0.0)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
     if not resume and rank() == 0:
@@ -161,7 +165,7 @@ def _write_skipped(directory: Path, source: Source) -> None:
             file.write(json.dumps({"step": 0, "id": image, "name": name, "reason": reason}) + "\n")
 
 
-def _ready(run: Run, source: Source, pixels: Tensor | None, directory: Path, seconds: float) -> tuple[Training, float]:
+def ready(run: Run, source: Source, pixels: Tensor | None, directory: Path, seconds: float) -> tuple[Training, float]:
     """The training, and the images/s a copy of it reached in about `seconds`. ValueError where the networks do not suit
     the images."""
     try:

@@ -1,0 +1,193 @@
+"""What a step costs, and the largest batch that fits: counted and measured, never guessed.
+
+Memory is measured in a process of its own, `python -m byol.capacity RUN.json`, so that nothing else is in it and
+one that takes too much ends alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from byol import checkpoint, cluster
+from byol.convolution import without_matrix_products
+from byol.data.loader import Batch, split_hold_out
+from byol.data.source import Source
+from byol.launch import LAUNCHERS, launched
+from byol.machine import available_memory, process_memory, resident_memory
+from byol.options import Options
+from byol.parallel import agreed, rank, together
+from byol.plan import device_of, plan
+from byol.run import Run
+from byol.train import Training, build, keep_memory, make_optimizer, train_step
+
+LARGEST_BATCH = 4096
+"""The largest that the methods' authors use, and that the rules of learning rates are known to hold for."""
+FIRST_BATCH, MULTIPLE = 16, 16
+"""The smallest batch that every method's default arguments take, and what larger ones are multiples of."""
+MISSES = 3
+"""How often a batch may turn out too large before the largest that did fit is taken."""
+SHARE_OF_MEMORY = 0.9
+"""Of the memory that is free, how much a step may take: workers, files and fragments want some too."""
+
+
+def step_flops(training: Training) -> int:
+    """Floating-point operations of an optimizer step's matrix products and convolutions, forward and backward, of all
+    views and networks; a multiplication and an addition are two. Everything else of a step is left out, as usual."""
+    run = training.run
+    networks = copy.deepcopy(training.networks)
+    without_matrix_products(networks)  # which leave out what falls on the padding
+    module, optimizer = training.fabric.setup(networks, make_optimizer(run, networks))
+    batch = next(iter(training.loader.batches(0, 1)))
+    with FlopCounterMode(display=False) as counter:
+        train_step(run, 0, module, networks.method, optimizer, [batch], training.fabric.backward)
+    return counter.get_total_flops() * run.accumulate
+
+
+def checkpoint_bytes(run: Run, training: Training) -> int:
+    """Size of a checkpoint: the networks, and what the optimizer keeps of each weight that is trained."""
+    kept = {"lars": 1, "sgd": 1, "adamw": 2}[run.optimizer]
+    trained = sum(p.numel() * p.element_size() for p in training.networks.parameters() if p.requires_grad)
+    state = sum(t.numel() * t.element_size() for t in training.networks.state_dict().values())
+    return state + kept * trained
+
+
+def disk_bytes(run: Run, training: Training) -> int:
+    """The most a run's directory takes: its checkpoints, with one more while it is written, and the backbone."""
+    encoder = sum(t.numel() * t.element_size() for t in training.method.encoder.state_dict().values())
+    return (checkpoint.KEEP + 1) * checkpoint_bytes(run, training) + encoder
+
+
+def step_memory(run: Run, *, num_classes: int, num_images: int) -> int | None:
+    """Bytes that building a run's networks and two of its steps take at most, of the device's own memory or of a
+    process's, on random images; None where they do not fit. num_classes, num_images: see `build`."""
+    with tempfile.TemporaryDirectory() as folder:
+        run.write(Path(folder) / "run.json")
+        own = [sys.executable, "-m", "byol.capacity", str(Path(folder) / "run.json"), str(num_classes), str(num_images)]
+        alone = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+        found = subprocess.run(own, capture_output=True, text=True, check=False, env=alone)
+    if found.returncode in (-9, 137):  # the kernel's way to say that there is no memory
+        return None
+    if found.returncode:
+        raise RuntimeError(f"a step of {run.batch_size} images failed:\n{found.stderr}")
+    answer: int | None = json.loads(found.stdout.splitlines()[-1])
+    return answer
+
+
+def _measure(run: Run, num_classes: int, num_images: int) -> int | None:
+    with contextlib.suppress(OSError):  # where memory ends, this process shall, and no other
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
+    if run.device == "cpu":
+        keep_memory()
+    fabric = cluster.fabric(run.device, run.precision)
+    before = resident_memory() or 0
+    try:
+        networks = build(run, num_classes=num_classes, num_images=num_images)
+        trial = copy.deepcopy(networks)  # as before a run's first step
+        module, optimizer = fabric.setup(trial, make_optimizer(run, trial))
+        shape = (run.batch_size, run.channels, run.image_size, run.image_size)
+        ids = torch.arange(run.batch_size) % max(num_images, 1)
+        views = tuple(torch.rand(shape, device=fabric.device) for _ in run.views)
+        dtype = next(trial.parameters()).dtype
+        batch = Batch(ids, ids % max(num_classes, 1), tuple(v.to(dtype) for v in views))
+        for step in range(2):  # the optimizer's state comes with the first
+            train_step(run, step, module, trial.method, optimizer, [batch], fabric.backward)
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    if fabric.device.type == "cuda":
+        return torch.cuda.max_memory_reserved(fabric.device)
+    return (process_memory() or 0) - before
+
+
+def largest_batch(
+    options: Options, source: Source, pixels: Tensor | None, tell: Callable[[str], None]
+) -> tuple[Options, str]:
+    """The options with the largest batch that fits this machine, all else moved with it by the rules of
+    docs/defaults.md, and what limits it, in words. Of several processes the first one measures.
+
+    ValueError where not even the smallest fits, or nobody knows how much memory there is.
+    """
+    found = agreed(together(lambda: _largest(options, source, pixels, tell) if rank() == 0 else None))
+    assert found is not None, "the first process measured"
+    batch_size, limit = found
+    return replace(options.at_batch(batch_size * launched()[0], options.accumulate), auto_batch=False), limit
+
+
+def _largest(options: Options, source: Source, pixels: Tensor | None, tell: Callable[[str], None]) -> tuple[int, str]:
+    """(images of one process in a forward pass, what limits them)."""
+    num_train = len(split_hold_out(source, options.hold_out, options.seed)[0])
+    world, local = launched()
+    parts = world * options.accumulate
+    most = max(2, num_train // (8 * parts))
+    why = f"an eighth of {num_train:,} training images is the most"
+    if most * parts > LARGEST_BATCH:
+        most, why = LARGEST_BATCH // parts, f"{LARGEST_BATCH:,} images a step are the most that the rules are known for"
+    most = most // MULTIPLE * MULTIPLE or most
+    free = _free_memory(device_of(options), local)
+    limit = int(SHARE_OF_MEMORY * free)
+    measured: list[tuple[int, int]] = []
+    too_large: list[tuple[int, int | None]] = []
+    batch_size = min(FIRST_BATCH, most)
+    while len(too_large) <= MISSES:
+        tell(f"trying batches of {batch_size * world:,}")
+        run = plan(options.at_batch(batch_size * world, options.accumulate), source, pixels)
+        run = replace(run, batch_size=batch_size)
+        taken = step_memory(run, num_classes=source.num_classes, num_images=source.num_listed)
+        if taken is None or taken > limit:
+            too_large.append((batch_size, taken))
+        else:
+            measured.append((batch_size, taken))
+        if not measured:
+            break
+        batch_size = min(most, 4 * measured[-1][0], _fitting(measured, too_large, limit))
+        if batch_size <= measured[-1][0]:
+            break
+    if not measured:
+        raise ValueError(
+            f"not even {batch_size} images of {run.image_size} px fit in the {free / 2**30:.1f} GiB that are free; "
+            "use a smaller --backbone or --image-size"
+        )
+    batch_size, taken = measured[-1]
+    if batch_size < most:
+        why = f"a step takes {taken / 2**30:.1f} GiB of the {free / 2**30:.1f} that are free"
+    return batch_size, why
+
+
+def _fitting(measured: list[tuple[int, int]], too_large: list[tuple[int, int | None]], limit: int) -> int:
+    """The largest multiple that fits by the line through the two measurements nearest to it; halfway where what is too
+    large could not be measured."""
+    if too_large:
+        (b0, m0), (b1, m1) = measured[-1], too_large[-1]
+        share = 0.5 if m1 is None else (limit - m0) / (m1 - m0)
+        return min(int(b0 + (b1 - b0) * share), b1 - 1) // MULTIPLE * MULTIPLE
+    if len(measured) == 1:  # what does not grow with the batch is not known yet
+        return 4 * measured[0][0] if 4 * measured[0][1] <= limit else 2 * measured[0][0]
+    (b0, m0), (b1, m1) = measured[-2:]
+    per_image = max((m1 - m0) / (b1 - b0), 1.0)
+    return int(b1 + (limit - m1) / per_image) // MULTIPLE * MULTIPLE
+
+
+def _free_memory(device: str, local: int) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    free = available_memory()
+    if free is None:
+        raise ValueError("nobody knows how much memory this machine has; give --batch-size in place of --auto-batch")
+    return free // local
+
+
+if __name__ == "__main__":
+    where, classes, images = sys.argv[1:]
+    print(json.dumps(_measure(Run.read(Path(where)), int(classes), int(images))))
