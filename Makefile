@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing pinned versions into .venv (about 6 GB, most of it PyTorch) ..."
 	@$(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)" && \
-		$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]' || \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+		$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,tiff]' || \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tiff]'
 	@touch $@
 
 demo: $(STAMP)

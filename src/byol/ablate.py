@@ -20,7 +20,7 @@ import torch
 
 from byol import pictures
 from byol.apart import Apart
-from byol.data.source import Source
+from byol.data.source import Part, Source
 from byol.evaluate.columns import BACKBONE, UNTRAINED
 from byol.evaluate.labelled import Parts, digest, labelled_of
 from byol.evaluate.protocols import score_of
@@ -30,7 +30,7 @@ from byol.experiments.verdicts import MEASURES, markdown, summary
 from byol.export import DESCRIPTION
 from byol.methods import get
 from byol.options import Options
-from byol.pipeline import Observer, Silent, duration, open_for_training, pretrain
+from byol.pipeline import Observer, Silent, duration, how_to_open, open_for_training, pretrain
 from byol.plan import plan
 from byol.run import Run
 from byol.subject import open_images, open_parts
@@ -123,7 +123,7 @@ def prediction(
     """
     jobs, experiment = _jobs(make, data, base, seeds, labelled, test)
     record = _read_record(out / RECORD)
-    source, pixels = open_for_training(data, Silent(), base.labels)
+    source, pixels = open_for_training(data, Silent(), **how_to_open(base))
     rates: dict[str, float] = {}
     rows, left = [], 0.0
     count, threads, _ = _parallel(processes)
@@ -151,9 +151,10 @@ def _jobs(
 ) -> tuple[list[Job], Experiment]:
     """Every run of the list. ValueError, before the first one trains, where one could not be trained."""
     experiment = make(base)
-    source, pixels = open_for_training(data, Silent(), base.labels)
+    source, pixels = open_for_training(data, Silent(), **how_to_open(base))
     # Says what is missing before the first run has trained.
-    known = labelled_of(source if labelled in (None, data) else open_images(labelled, labels=base.labels))
+    like: dict[str, Any] = {"channels": source.channels, "value_range": source.value_range}
+    known = labelled_of(source if labelled in (None, data) else open_images(labelled, **like, labels=base.labels))
     others: dict[str, Any] = {"labelled": labelled, "test": test}
     others["content"] = [known.fingerprint, digest(known.labels, known.targets)]
     others["content"] += _tested_on(known, labelled or data, test)
@@ -188,7 +189,8 @@ def _tested_on(known: Source, data: str, test: str | None) -> list[str]:
     """Hashes of the test images and of their labels, where they are not a share of the training images."""
     if test is None and not known.has_test_part:
         return []
-    tested = open_images(test or data, part="all" if test else "test", channels=known.channels)
+    part: Part = "all" if test else "test"
+    tested = open_images(test or data, part=part, channels=known.channels, value_range=known.value_range)
     return [tested.fingerprint, digest(tested.labels, tested.targets)]
 
 
@@ -202,6 +204,9 @@ def _key(run: Run, teacher: str | None, **others: Any) -> str:
     for each in fields(Run):
         if each.name in values and each.default is not MISSING and values[each.name] == each.default:
             values.pop(each.name)
+    for view in values["views"]:
+        if not view["channelwise"]:
+            del view["channelwise"]
     parameters = inspect.signature(get(run.method)).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     values["method_args"] = defaults | run.method_args
@@ -357,8 +362,8 @@ def train_and_measure(
     where = (labelled or data, test, run.channels, run.labels)
     if where not in _PARTS:
         _PARTS.clear()
-        channels = run.channels if run.channels in (1, 3) else None
-        _PARTS[where] = open_parts(labelled or data, test, channels=channels, labels=run.labels)
+        like: dict[str, Any] = {"channels": run.channels, "value_range": run.value_range}
+        _PARTS[where] = open_parts(labelled or data, test, **like, labels=run.labels)
     column = BACKBONE if trained else UNTRAINED
     evaluated = evaluate_run(
         place, labelled or data, test=test, parts=_PARTS[where], look_for_duplicates=False, columns=(column,)

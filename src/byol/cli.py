@@ -90,6 +90,10 @@ AutoBatch = Annotated[
     bool,
     typer.Option("--auto-batch", help="The largest batch that fits; the recipe's learning rate and such move with it."),
 ]
+Channels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of the images: 1 or 3 convert 8-bit ones, another number takes those that have so many."),
+]
 ImageSize = Annotated[int | None, typer.Option(min=8, help="Size of the views, px.")]
 
 
@@ -136,6 +140,7 @@ def pretrain(
     auto_batch: AutoBatch = False,
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes in one step.")] = 1,
     image_size: ImageSize = None,
+    channels: Channels = None,
     base_lr: Annotated[float | None, typer.Option(help="Learning rate for 256 images a step.")] = None,
     seed: Seed = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
@@ -170,6 +175,7 @@ def pretrain(
         auto_batch=auto_batch or None,
         accumulate=None if accumulate == 1 else accumulate,
         image_size=image_size,
+        channels=channels,
         base_lr=base_lr,
         seed=seed,
         workers=workers,
@@ -212,6 +218,7 @@ def estimate(
     auto_batch: AutoBatch = False,
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes in one step.")] = 1,
     image_size: ImageSize = None,
+    channels: Channels = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of the networks' arithmetic.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
@@ -235,6 +242,7 @@ def estimate(
         auto_batch=auto_batch or None,
         accumulate=None if accumulate == 1 else accumulate,
         image_size=image_size,
+        channels=channels,
         workers=workers,
         precision=None if precision is None else precision.value,
         device=None if device is None else device.value,
@@ -601,13 +609,14 @@ def views(
     method: Method = None,
     recipe: Recipe = None,
     image_size: ImageSize = None,
+    channels: Channels = None,
     tile: Tile = None,
     settings: Settings = None,
     seed: Seed = 0,
     images: Annotated[int, typer.Option(min=1, max=32, help="How many images.")] = 8,
 ) -> None:
     """Draw what the network will see: pairs of views."""
-    options = _options(method, recipe, settings, image_size=image_size, tile=tile, seed=seed)
+    options = _options(method, recipe, settings, image_size=image_size, channels=channels, tile=tile, seed=seed)
     if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         _fail(f"{out} has no ending that says what kind of picture; use .png, .jpg, .pdf or .svg")
     _must_exist(data)

@@ -24,7 +24,7 @@ from byol.experiments import RECIPES
 from byol.export import DESCRIPTION
 from byol.methods import get, uses_labels
 from byol.options import Options
-from byol.pipeline import Observer, Silent, open_for_training, pretrain
+from byol.pipeline import Observer, Silent, how_to_open, open_for_training, pretrain
 from byol.plan import plan
 from byol.subject import open_parts
 from byol.train import TrainingStopped
@@ -194,14 +194,13 @@ def _train_here(data: str, run: Path, options: Options, resume: bool) -> None:
 def _prepared(data: str, labelled: str, test: str | None, contenders: Sequence[Contender], observer: Observer) -> Parts:
     """(training, test) images to evaluate on. ValueError where a contender cannot be trained, or none be evaluated."""
     labels = contenders[0].options.labels
-    source, pixels = open_for_training(data, observer, labels)
+    source, pixels = open_for_training(data, observer, **how_to_open(contenders[0].options))
     for each in contenders:
         try:
             plan(replace(each.options, epochs=None, steps=1, budget=None), source, pixels)
         except ValueError as error:
             raise ValueError(f"{each.name} cannot be compared: {error}") from None
-    channels = source.channels if source.channels in (1, 3) else None
-    parts = open_parts(labelled, test, channels=channels, labels=labels)
+    parts = open_parts(labelled, test, channels=source.channels, value_range=source.value_range, labels=labels)
     if len(np.unique(parts.train.labels)) < 2:
         raise ValueError(f"{labelled} has labels of one class; comparing needs at least two")
     return parts

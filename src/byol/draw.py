@@ -85,7 +85,7 @@ def _draw_neighbours(evaluated: Evaluated, path: Path, title: str) -> None:
     _, neighbours = nearest(train_x, np.asarray(test_x[rows]), 8)
 
     def image(part: Labelled, row: int) -> np.ndarray:
-        return part.source.read(int(part.source.ids[row]))
+        return part.source.picture(int(part.source.ids[row]))
 
     known = test.targets is None
     pictures.neighbour_sheet(

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from byol import cluster
-from byol.data.open import open_source
 from byol.data.source import Part, Source
 from byol.data.tiles import tiled
 from byol.evaluate.features import stream_features
 from byol.evaluate.images import evaluation_batches
-from byol.export import WEIGHTS, load, read_description
+from byol.export import WEIGHTS, load, range_of, read_description
 from byol.parallel import collected, rank, together, world_size
 from byol.pipeline import Observer, Silent
+from byol.subject import open_images
 
 ABOUT = "_embeddings.json"
 """Readers of a folder of Parquet files pass over names that begin so."""
@@ -51,7 +51,7 @@ def embed(
     directory, run_directory = Path(out), Path(run_directory)
     description = together(lambda: read_description(run_directory))
     channels = description["channels"]
-    source = together(lambda: _opened(data, part, channels, tile))
+    source = together(lambda: _opened(data, part, description, tile))
     if source.channels != channels:
         raise ValueError(f"the images have {source.channels} channels, and the backbone was trained on {channels}")
     about = {
@@ -89,8 +89,8 @@ def embed(
     return {"out": str(directory), "images": written, "files": len(numbers), "feature_dim": about["feature_dim"]}
 
 
-def _opened(data: str, part: Part, channels: int, tile: int) -> Source:
-    source = open_source(data, part=part, channels=channels if channels in (1, 3) else None)
+def _opened(data: str, part: Part, description: dict[str, Any], tile: int) -> Source:
+    source = open_images(data, part=part, channels=description["channels"], value_range=range_of(description))
     return tiled(source, tile) if tile else source
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from byol.capacity import disk_bytes, largest_batch, step_flops
 from byol.options import Options
-from byol.pipeline import Observer, duration, open_for_training, ready, summary
+from byol.pipeline import Observer, duration, how_to_open, open_for_training, ready, summary
 from byol.plan import plan
 
 TRIAL_SECONDS = 10.0
@@ -26,9 +26,7 @@ def estimate(data: str, options: Options, observer: Observer) -> tuple[dict[str,
     """
     began = time.perf_counter()
     options = options.checked()
-    source, pixels = open_for_training(
-        data, observer, options.labels, streams=bool(options.streams) and not options.tile, tile=options.tile or 0
-    )
+    source, pixels = open_for_training(data, observer, **how_to_open(options))
     if options.auto_batch:
         observer.say("looking for the largest batch that fits")
         options, why = largest_batch(options, source, pixels, observer.say)

@@ -25,6 +25,7 @@ from byol.evaluate.labelled import Parts
 from byol.evaluate.protocols import Settings
 from byol.evaluate.subsets import write_list
 from byol.evaluate.table import Evaluated, evaluate, stronger_untrained
+from byol.export import range_of
 from byol.pipeline import Observer, Silent
 from byol.subject import COLUMNS, baseline, device_of, open_images, open_parts, read_backbone, views_of
 from byol.unlabelled import without_labels, worth_labelling
@@ -65,7 +66,8 @@ def evaluate_run(
     if SUPERVISED in baselines and not set(settings.protocols) & set(ALL_LABELS):
         raise ValueError(f"--baseline {SUPERVISED} trains on the labels of {', '.join(ALL_LABELS)}; add one --protocol")
     if parts is None:
-        parts = open_parts(data, test, channels=spec.channels, labels=labels, groups=groups, say=observer.say)
+        like: dict[str, Any] = {"channels": spec.channels, "value_range": range_of(description)}
+        parts = open_parts(data, test, **like, labels=labels, groups=groups, say=observer.say)
     scratch = None
     if UNTRAINED in columns or SUPERVISED in baselines:
         observer.say("the untrained network")
@@ -121,13 +123,14 @@ def evaluate_sources(
     observer = observer or Silent()
     settings = replace(settings, device=device_of(settings))
     columns = (BACKBONE,) if "none" in baselines else COLUMNS
-    _, spec, own = read_backbone(run_directory)
+    description, spec, own = read_backbone(run_directory)
     others = tuple(name for name in baselines if name != "none")
     found: list[dict[str, Any]] = []
     failed: list[Exception] = []
     # All before the first evaluation: what is wrong with one is said at once.
-    given: dict[str, Any] = {"channels": spec.channels, "labels": labels, "groups": groups, "say": observer.say}
-    sources = [open_images(place, **given) for place in data]
+    given: dict[str, Any] = {"labels": labels, "groups": groups, "say": observer.say}
+    like: dict[str, Any] = {"channels": spec.channels, "value_range": range_of(description)}
+    sources = [open_images(place, **like, **given) for place in data]
     for place, source in zip(data, sources, strict=True):
         if suggest is not None and suggest > len(source):
             raise ValueError(f"{place} has {len(source):,} images; use --suggest {len(source)} or less")

@@ -35,6 +35,7 @@ def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> 
         "feature_dim": encoder.dim,
         "padding": "symmetric (PyTorch), not TensorFlow's SAME",
         "normalization": {"mean": run.mean, "std": run.std, "of": "images in [0, 1], channels first"},
+        **({"value_range": run.value_range} if run.value_range else {}),
         "evaluation_input": f"centre square of 0.875 x the shorter side, bicubic to {run.image_size} px; "
         "smaller ones are enlarged whole, and those of this size taken as they are",
         "method": run.method,
@@ -59,6 +60,12 @@ def read_description(run_directory: Path) -> dict[str, Any]:
             f"{path} has format {description['format']} and this version reads up to {FORMAT}; install a newer byol"
         )
     return description
+
+
+def range_of(description: dict[str, Any]) -> tuple[tuple[float, float], ...] | None:
+    """The range of values a backbone was trained with, of images that are not 8-bit gray or RGB; else None."""
+    found = description.get("value_range")
+    return None if found is None else tuple((low, high) for low, high in found)
 
 
 def spec_of(description: dict[str, Any]) -> EncoderSpec:

@@ -38,6 +38,10 @@ class Options:
     backbone_args: dict[str, Any] | None = None
     stem: Stem | None = None
     image_size: int | None = None
+    channels: int | None = None
+    """Of the images: 1 and 3 convert 8-bit ones, another number takes those that have so many, value for value."""
+    value_range: tuple[float, float] | None = None
+    """Of images that are not 8-bit gray or RGB: the values that become 0 and 1. Measured by default."""
     batch_size: int | None = None
     auto_batch: bool = False
     """The largest batch that fits the machine, and what follows from it, as `at_batch` says."""
@@ -103,6 +107,7 @@ class Options:
             replace(view, **self.view_changes)  # a View checks its own ranges
         for name in (
             "image_size",
+            "channels",
             "batch_size",
             "accumulate",
             "tile",

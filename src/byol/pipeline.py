@@ -7,6 +7,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from byol.data.decode import Unusable
 from byol.data.labels import with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.open import open_source
-from byol.data.source import Source
+from byol.data.source import Range, Source, measured
 from byol.data.tiles import tiled
 from byol.launch import launched
 from byol.methods import uses_labels
@@ -54,11 +55,28 @@ class Silent:
 
 
 def open_for_training(
-    data: str, observer: Observer, labels: str | None = None, *, streams: bool = False, tile: int = 0
+    data: str,
+    observer: Observer,
+    labels: str | None = None,
+    *,
+    channels: int | None = None,
+    value_range: Range | tuple[float, float] | None = None,
+    streams: bool = False,
+    tile: int = 0,
 ) -> tuple[Source, Tensor | None]:
     """The usable images of a source, and their pixels where they fit in memory. labels: a file that names them.
-    streams: see `open_source`. tile: see `tiled`, 0 for whole images."""
-    source = open_source(data, part="train", streams=streams)
+    channels, streams: see `open_source`. value_range: of deep images, for each channel or one for all; measured by
+    default. tile: see `tiled`, 0 for whole images."""
+    source = open_source(data, part="train", channels=channels, streams=streams)
+    if source.deep and value_range is None:
+        source = measured(source, partial(observer.working, "measuring values"))
+    elif source.deep and value_range is not None:
+        each = value_range if isinstance(value_range[0], tuple) else (value_range,) * source.channels
+        source = source.with_range(each)
+    elif value_range is not None:
+        raise ValueError(
+            f"value_range is of images that are not 8-bit gray or RGB, and those of {data} are; leave it out"
+        )
     if labels is not None:
         source = with_labels(source, labels, say=observer.say)
     if tile:
@@ -89,10 +107,8 @@ def pretrain(
         cluster.fabric(device_of(options))  # the processes meet
     observer = observer if observer is not None and rank() == 0 else Silent()
     resumed = together(lambda: _begin(data, directory, resume))
-    labels = options.labels if resumed is None else resumed.labels
-    tile = (options.tile if resumed is None else resumed.tile) or 0
-    streams = bool(options.streams if resumed is None else resumed.streams) and not tile
-    source, pixels = together(lambda: open_for_training(data, observer, labels, streams=streams, tile=tile))
+    how = how_to_open(options if resumed is None else resumed)
+    source, pixels = together(lambda: open_for_training(data, observer, **how))
     _check_alike(data, source)
     if resumed is not None:
         run = resumed
@@ -131,6 +147,17 @@ def pretrain(
             file.write(f"planned again: after {begun:,} of {first:,} steps; {again} in place of --budget repeats it\n")
         observer.say(f"The budget made {training.run.total_steps:,} steps; {again} in place of --budget repeats them.")
     return training.run
+
+
+def how_to_open(given: Options | Run) -> dict[str, Any]:
+    """The arguments of `open_for_training` that options ask for, or that a run had."""
+    return {
+        "labels": given.labels,
+        "channels": given.channels,
+        "value_range": given.value_range,
+        "streams": bool(given.streams) and not given.tile,
+        "tile": given.tile or 0,
+    }
 
 
 def _begin(data: str, directory: Path, resume: bool) -> Run | None:
@@ -201,6 +228,7 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
         ("backbone", f"{run.backbone}{f' ({structure})' if structure else ''}, {stem}"),
         ("parameters", f"{training.parameters():,} trained"),
         ("views", f"{run.image_size} px, {run.channels} channel{'s' if run.channels > 1 else ''}"),
+        *((("values", _values(run.value_range)),) if run.value_range else ()),
         *((f"view {i}", describe(View(**fields))) for i, fields in enumerate(run.views, start=1)),
         ("steps", f"{run.total_steps:,} of {run.images_per_step} images = {epochs:.1f} epochs"),
         ("warm-up", f"{run.warmup_steps:,} steps"),
@@ -234,14 +262,21 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
         )
     if uses_labels(type(training.method)):
         lines.append(("note", "this method learns from the labels: its results are not self-supervised ones"))
-    if run.channels != 3:
+    if not source.is_rgb:
+        instead = "; brightness and contrast change channel by channel" if run.channels > 1 else ""
         lines.append(
             (
                 "note",
-                "the images are not RGB: hue, saturation and grayscale changes are left out of the views",
+                f"the images are not RGB: hue, saturation and grayscale changes are left out of the views{instead}",
             )
         )
     return lines
+
+
+def _values(value_range: Range) -> str:
+    """Which values are black and white, for people."""
+    shown = ", ".join(f"{low:.5g} to {high:.5g}" for low, high in value_range[:6])
+    return f"0 to 1 are {shown}" + (f" and so on, of {len(value_range)} channels" if len(value_range) > 6 else "")
 
 
 def duration(seconds: float) -> str:
@@ -268,7 +303,7 @@ def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
 def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8, epochs: int = 3) -> Path:
     """Draw what the network will see: images, and pairs of their views over some epochs."""
     options = options.checked()
-    source, pixels = open_for_training(data, Silent(), tile=options.tile or 0)
+    source, pixels = open_for_training(data, Silent(), **how_to_open(options))
     chosen = chosen_views(options, source)
     size = image_size(options, source)
     loader = Loader(
@@ -284,11 +319,13 @@ def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8,
     for start in pictures.sample_rows(num_images, len(source)).tolist():
         for row in range(start, len(source)):  # the next one where an image cannot be read
             with contextlib.suppress(Unusable):
-                originals.setdefault(row, source.read(int(source.ids[row])))
+                originals.setdefault(row, source.picture(int(source.ids[row])))
                 break
     rows = torch.tensor(list(originals))
     views = [view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views]
     name = f"{source.name}: what {options.method} sees at {size} px in {epochs} epochs"
+    if source.channels not in (1, 3):
+        name += f"; the first {min(3, source.channels)} of {source.channels} channels as red, green and blue"
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.views_grid(list(originals.values()), views, path, title=name, views_per_epoch=len(chosen))
     return path

@@ -70,8 +70,10 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
     rules = {name: getattr(defaults, name) if value is None else value for name, value in rules.items()}
     if not options.normalize:
         statistics = Normalization((0.0,) * source.channels, (1.0,) * source.channels)
-    elif source.channels == 3:
+    elif source.is_rgb:
         statistics = Normalization(IMAGENET_MEAN, IMAGENET_STD)
+    elif source.statistics is not None:
+        statistics = Normalization(*source.statistics)
     else:
         statistics = data_statistics(source, pixels)
     return Run(
@@ -83,6 +85,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         stem=options.stem or stem or stem_for(backbone, size),
         image_size=size,
         channels=source.channels,
+        value_range=source.value_range,
         mean=statistics.mean,
         std=statistics.std,
         views=tuple(map(dataclasses.asdict, chosen_views(options, source))),
@@ -131,7 +134,7 @@ def chosen_views(options: Options, source: Source) -> tuple[View, ...]:
     views = tuple(replace(view, **options.view_changes) for view in options.views or wanted)
     if len(views) != len(wanted):
         raise ValueError(f"{options.method} takes {len(wanted)} views, not {len(views)}")
-    return views_for(views, source.channels)
+    return views_for(views, source)
 
 
 def _check_labels(name: str, method: type[Method], source: Source) -> None:

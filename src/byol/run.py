@@ -56,6 +56,8 @@ class Run(Optimization):
     image_size: int
     """Height and width of the views, px."""
     channels: int
+    value_range: tuple[tuple[float, float], ...] | None = None
+    """Of images that are not 8-bit gray or RGB, per channel (low, high): the values that become 0 and 1."""
     mean: tuple[float, ...]
     """Per channel, of images in [0, 1]; views are normalised with it and `std`."""
     std: tuple[float, ...]
@@ -142,6 +144,8 @@ class Run(Optimization):
         types = typing.get_type_hints(cls)
         tuples = {n for n in found if tuple in [typing.get_origin(t) for t in (types[n], *typing.get_args(types[n]))]}
         values: dict[str, Any] = {n: tuple(v) if n in tuples and v is not None else v for n, v in found.items()}
+        if values.get("value_range") is not None:
+            values["value_range"] = tuple(map(tuple, values["value_range"]))
         values["views"] = tuple(
             {k: tuple(v) if isinstance(v, list) else v for k, v in view.items()} for view in values["views"]
         )

@@ -14,7 +14,7 @@ import torch
 from byol.data.labels import with_groups, with_labels
 from byol.data.loader import Normalization
 from byol.data.open import open_source
-from byol.data.source import DataError, Part, Source
+from byol.data.source import DataError, Part, Range, Source, measured
 from byol.encoder import Encoder, EncoderSpec
 from byol.evaluate.columns import (
     BACKBONE,
@@ -42,13 +42,18 @@ def open_images(
     *,
     part: Part = "train",
     channels: int | None = None,
+    value_range: Range | None = None,
     labels: str | None = None,
     groups: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Source:
-    """A part of `data`. channels: that the encoder takes, where the source may choose. labels: a file that names them.
-    groups: what images belong together, see `with_groups`."""
-    return _told(open_source(data, part=part, channels=channels if channels in (1, 3) else None), labels, groups, say)
+    """A part of `data`. channels: that the encoder takes, where the source may choose. value_range: of deep images,
+    that of the encoder's training; measured here where it is not known. labels: a file that names them. groups: what
+    images belong together, see `with_groups`."""
+    source = open_source(data, part=part, channels=channels)
+    if source.deep:
+        source = source.with_range(value_range) if value_range else measured(source)
+    return _told(source, labels, groups, say)
 
 
 def open_parts(
@@ -56,23 +61,25 @@ def open_parts(
     test: str | None,
     *,
     channels: int | None = None,
+    value_range: Range | None = None,
     labels: str | None = None,
     groups: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     opened: Source | None = None,
 ) -> Parts:
     """Labelled training images, and test images that are read when they are asked for. test: other data to test on;
-    else the test part of `data`, or a fifth of it where it has none. channels, labels, groups: see `open_images`;
-    opened: what that gave, where it was called before."""
+    else the test part of `data`, or a fifth of it where it has none. channels, value_range, labels, groups: see
+    `open_images`; opened: what that gave, where it was called before."""
     if opened is None:
-        opened = open_images(data, channels=channels, labels=labels, groups=groups, say=say)
+        opened = open_images(data, channels=channels, value_range=value_range, labels=labels, groups=groups, say=say)
     source = labelled_of(opened)
     name = test or data
     if test is None and not source.has_test_part:
         fit, held = apart(source, TEST_SHARE, seed=0)
         source, found = source.subset(fit), source.subset(held)
     else:
-        found = open_source(name, part="all" if test else "test", channels=source.channels)
+        which: Part = "all" if test else "test"
+        found = open_images(name, part=which, channels=source.channels, value_range=source.value_range)
         if labels is not None and _share_names(opened, found):
             say(f"{labels} names test images of {name} as it names training images: those keep their own labels")
             labels = None
@@ -135,6 +142,8 @@ def baseline(name: str, like: Column) -> Column:
     if model not in backbones():
         raise ValueError(unknown("backbone", model, backbones()))
     encoder = start_from(Encoder(EncoderSpec(model, like.size, 3)), file if equals else name)
+    if channels not in (1, 3):
+        raise ValueError(f"--baseline {name} takes images of 3 channels, the backbone of {channels}; leave it out")
     column = Column(title, encoder.eval(), Normalization(IMAGENET_MEAN, IMAGENET_STD), like.size)
     return column if channels == 3 else on_gray(column)
 

@@ -26,6 +26,7 @@ from byol.evaluate.protocols import Settings
 from byol.evaluate.suggest import suggest
 from byol.evaluate.table import all_features
 from byol.evaluate.unlabelled import Numbers, unlabelled_numbers, view_pairs
+from byol.export import range_of
 from byol.pipeline import Observer, Silent
 from byol.subject import COLUMNS, device_of, open_images, read_backbone, views_of
 from byol.views.view import BYOL_T, BYOL_T_PRIME
@@ -45,13 +46,14 @@ def without_labels(
     `data`, where it was opened before."""
     observer = observer or Silent()
     description, spec, own = read_backbone(run_directory)
-    source = open_images(data, channels=spec.channels) if opened is None else opened
+    like: dict[str, Any] = {"channels": spec.channels, "value_range": range_of(description)}
+    source = open_images(data, **like) if opened is None else opened
     if source.has_test_part:  # images that a run on the training part never saw
-        source = open_images(data, part="test", channels=source.channels)
+        source = open_images(data, part="test", **like)
     pixels = None
     if fits_memory(source):
         source, pixels, _ = load_pixels(source)
-    views = views_of(run_directory) or views_for((BYOL_T, BYOL_T_PRIME), source.channels)
+    views = views_of(run_directory) or views_for((BYOL_T, BYOL_T_PRIME), source)
     rows, first, second = view_pairs(source, pixels, views, size=spec.image_size, seed=description["seed"])
     plain = evaluation_images(source, pixels, rows, spec.image_size)
     device = device or device_of(Settings())
@@ -98,7 +100,7 @@ def worth_labelling(
         writer = csv.writer(file)
         writer.writerow(["file", "label"])
         writer.writerows([name, ""] for name in names)
-    images = [part.source.read(int(part.source.ids[row])) for row in rows[:100]]
+    images = [part.source.picture(int(part.source.ids[row])) for row in rows[:100]]
     title = f"{Path(source.name).name}: the images worth labelling first"
     sheet = table.with_suffix(".png")
     pictures.suggested_sheet(images, names[:100], sheet, title=title)

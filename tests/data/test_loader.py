@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -190,10 +191,14 @@ def test_statistics_are_those_of_the_pixels():
 
 
 def test_colour_changes_are_left_out_for_gray_images():
-    gray = views_for((BYOL_T, BYOL_T_PRIME), 1)
+    source = open_source("digits")
+    gray = views_for((BYOL_T, BYOL_T_PRIME), source)
     assert all(v.hue == v.saturation == v.gray == 0 for v in gray)
     assert [v.blur for v in gray] == [1.0, 0.1]
-    assert views_for((BYOL_T,), 3) == (BYOL_T,)
+    assert not any(v.channelwise for v in gray)
+    assert views_for((BYOL_T,), replace(source, channels=3)) == (BYOL_T,)
+    (five,) = views_for((BYOL_T,), replace(source, channels=5, deep=True))
+    assert five.channelwise and (five.hue, five.saturation, five.gray) == (0, 0, 0)
 
 
 def waves(height, width):

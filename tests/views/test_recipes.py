@@ -38,7 +38,13 @@ def check_byol_pair():
         "hue": 0.1,
         "gray": 0.2,
     }
-    shared |= {"crop_area": (0.08, 1.0), "crop_aspect": (3 / 4, 4 / 3), "sigma": (0.1, 2.0), "rotate_degrees": 0.0}
+    shared |= {
+        "channelwise": False,
+        "crop_area": (0.08, 1.0),
+        "crop_aspect": (3 / 4, 4 / 3),
+        "sigma": (0.1, 2.0),
+        "rotate_degrees": 0.0,
+    }
     for view, own in zip(BYOL.views, ({"blur": 1.0, "solarize": 0.0}, {"blur": 0.1, "solarize": 0.2}), strict=True):
         assert vars(view) == {**shared, "shear": 0.0, "style": "authors", **own}
 

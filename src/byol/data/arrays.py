@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from byol.data import deep
 from byol.data.decode import to_channels
 from byol.data.source import DataError, Part, Source, no_test_part, shown, verified
 
@@ -33,7 +34,7 @@ def from_array_file(name: str, path: Path, part: Part, channels: int | None) -> 
         images = arrays.get(prefix + "images", arrays.get(prefix + "x"))
         if images is not None:
             labels = arrays.get(prefix + "labels", arrays.get(prefix + "y"))
-            found[which] = _checked(f"{shown(name)}: {prefix}images", images, labels)
+            found[which] = _checked(f"{shown(name)}: {prefix}images", images, labels, channels)
     if "train" not in found:
         raise DataError(f"{shown(name)} has no array `images`, only {shown(', '.join(arrays))}; rename one")
     if part == "test" and "test" not in found:
@@ -50,7 +51,7 @@ def from_array_file(name: str, path: Path, part: Part, channels: int | None) -> 
 def from_arrays(
     name: str, images: np.ndarray, labels: np.ndarray, channels: int | None, *, has_test_part: bool
 ) -> Source:
-    """images: [N, H, W, C] uint8. labels: [N] int64. The fingerprint covers both."""
+    """images: [N, H, W, C] of integers or floats. labels: [N] int64. The fingerprint covers both."""
     digest = hashlib.sha256(str(images.shape).encode() + labels.tobytes())
     for start in range(0, len(images), 1024):  # in pieces: the array may be larger than memory
         digest.update(np.ascontiguousarray(images[start : start + 1024]))
@@ -60,13 +61,19 @@ def from_arrays(
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """images: [N, H, W, C] uint8, perhaps mapped from a file."""
+    """images: [N, H, W, C] of integers or floats, perhaps mapped from a file."""
 
     images: np.ndarray
 
     def header(self, position: int) -> tuple[int, int, int]:
         _, height, width, channels = self.images.shape
         return height, width, channels
+
+    def look(self, position: int) -> tuple[int, int, int, int]:
+        return (*self.header(position), deep.bits(self.images.dtype))
+
+    def values(self, position: int, channels: int) -> np.ndarray:
+        return np.array(self.images[position])
 
     def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
         return to_channels(np.array(self.images[position]), channels)
@@ -84,17 +91,19 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].reshape(5000, 28, 28, 1), table[:, -1].astype(np.int64)
 
 
-def _checked(what: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """([N, H, W, C] uint8, [N] int64, -1 for unknown) or a DataError. Channels last where both fit."""
+def _checked(
+    what: str, images: np.ndarray, labels: np.ndarray | None, channels: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """([N, H, W, C], [N] int64, -1 for unknown) or a DataError. channels: that are wanted, see `channels_last`."""
     shape = images.shape
-    if images.dtype != np.uint8:
-        raise DataError(f"{what}: the pixels are {images.dtype}; convert them to uint8 in 0-255 first")
+    if images.dtype.kind not in "uif":
+        raise DataError(f"{what}: the pixels are {images.dtype}; save integers or floats")
     if images.ndim == 3:
         images = images[..., None]
-    elif images.ndim == 4 and shape[3] not in (1, 3):
-        images = np.moveaxis(images, 1, 3)
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
-        raise DataError(f"{what}: the shape is {shape}; use [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3")
+    elif images.ndim == 4:
+        images = deep.channels_last(images, channels)
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise DataError(f"{what}: the shape is {shape}; use [N, H, W], [N, H, W, C] or [N, C, H, W]")
     if labels is None:
         return images, np.full(len(images), -1, np.int64)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":

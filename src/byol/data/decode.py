@@ -58,7 +58,7 @@ def decode(data: bytes | Path, channels: int | None = None, reduce: int = 1) -> 
         raise ValueError(f"channels={channels!r} must be 1, 3 or None")
     if (pixels := _jpeg(data, reduce)) is not None:
         return to_channels(pixels, channels)
-    with _opened(data) as (image, _):
+    with opened(data) as (image, _):
         _num_channels(image.mode)
         if reduce > 1:  # of no effect but for JPEG
             image.draft(image.mode, (image.width // reduce, image.height // reduce))
@@ -114,7 +114,14 @@ def jpeg_header(data: bytes) -> tuple[int, int, int, bool] | None:
 
 
 def header(data: bytes | Path | str) -> tuple[int, int, int]:
-    """(height, width, channels) that `decode(data)` has, from the file's header alone, or `Unusable`.
+    """(height, width, channels) that `decode(data)` has, from the file's header alone, or `Unusable`. See `look`."""
+    return look(data)[:3]
+
+
+def look(data: bytes | Path | str) -> tuple[int, int, int, int]:
+    """(height, width, channels, bits a value) of an image, from the file's header alone, or `Unusable`.
+
+    The first three are those of `decode(data)`; bits are 16 or 32 of gray images that have more than the 8 it keeps.
 
     data: the file's bytes, or its path: as text, for a pathlib.Path takes longer to make than a header to read.
 
@@ -122,17 +129,18 @@ def header(data: bytes | Path | str) -> tuple[int, int, int]:
     """
     if (found := _quick_header(data)) is not None:
         return found
-    with _opened(Path(data) if isinstance(data, str) else data) as (image, stream):
+    with opened(Path(data) if isinstance(data, str) else data) as (image, stream):
         channels = _num_channels(image.mode)
+        bits = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 8
         width, height = image.size
         if image.format == "TIFF":  # Pillow reports the upright size
-            return height, width, channels
+            return height, width, channels, bits
         if image.format == "PNG" and _exif_follows_pixels(stream):
             image.load()
-        return (width, height, channels) if _orientation(image) >= 5 else (height, width, channels)
+        return (width, height, channels, bits) if _orientation(image) >= 5 else (height, width, channels, bits)
 
 
-def _quick_header(data: bytes | Path | str) -> tuple[int, int, int] | None:
+def _quick_header(data: bytes | Path | str) -> tuple[int, int, int, int] | None:
     """The same of what is plainly a JPEG or PNG by its first bytes, in a tenth of Pillow's time; else None."""
     if isinstance(data, bytes):
         beginning = data
@@ -149,12 +157,12 @@ def _quick_header(data: bytes | Path | str) -> tuple[int, int, int] | None:
             os.close(file)
     if beginning.startswith(b"\xff\xd8"):
         found = jpeg_header(beginning)
-        return found[:3] if found is not None and found[3] else None
+        return (*found[:3], 8) if found is not None and found[3] else None
     return _png_header(beginning)
 
 
-def _png_header(data: bytes) -> tuple[int, int, int] | None:
-    """(height, width, channels) of a PNG that is all there and says nothing of being turned."""
+def _png_header(data: bytes) -> tuple[int, int, int, int] | None:
+    """(height, width, channels, bits) of a PNG that is all there and says nothing of being turned."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR") or len(data) < 33:
         return None
     width, height, bits, kind, *_, crc = struct.unpack_from(">IIBBBBBI", data, 16)
@@ -166,7 +174,9 @@ def _png_header(data: bytes) -> tuple[int, int, int] | None:
     while position + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, position)
         if name == b"IEND":
-            return (height, width, 1 if kind in (0, 4) else 3) if has_pixels else None
+            # Of colour, and of gray with alpha, Pillow keeps the high bytes.
+            shape = height, width, 1 if kind in (0, 4) else 3, 16 if (bits, kind) == (16, 0) else 8
+            return shape if has_pixels else None
         if name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
             return None
         has_pixels = has_pixels or name == b"IDAT"
@@ -184,7 +194,7 @@ def to_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
 
 
 @contextmanager
-def _opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]]]:
+def opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]]]:
     """Open an image; whatever goes wrong inside the `with` becomes `Unusable`."""
     _mute_pillow()
     try:
@@ -198,7 +208,7 @@ def _opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]
     except Exception as error:  # decoders raise nearly anything on bytes made to break them
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise  # out of file handles: the machine's trouble, and every later image would be lost
-        raise Unusable(_reason(error)) from error
+        raise Unusable(reason(error)) from error
 
 
 def _mute_pillow() -> None:
@@ -212,7 +222,7 @@ def _mute_pillow() -> None:
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a known format"
     if isinstance(error, Image.DecompressionBombError):

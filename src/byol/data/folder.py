@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from byol.data.decode import Unusable, decode, header, is_image_name
+from byol.data import deep
+from byol.data.decode import Unusable, decode, is_image_name, look
 from byol.data.parquet import from_parquet
 from byol.data.source import NUM_THREADS, DataError, Part, Source, no_test_part, shown, verified
 
@@ -23,7 +24,7 @@ KEEP_FROM_FILES = 10_000
 def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Source:
     """Files in order of their path below `root`; labels are sub-folders if no image lies outside one."""
     found = _walk(root)
-    images = [file for file, *_ in found if is_image_name(file)]
+    images = [file for file, *_ in found if _is_image(file)]
     tables = [file for file, *_ in found if file.lower().endswith(".parquet")]
     if tables and not images:
         return from_parquet(name, [(file, root / file) for file in tables], part, channels)
@@ -49,7 +50,9 @@ def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Sour
         now.update(changed.to_bytes(8, "little", signed=True))
     now.update(digest.digest())
     kept_as = now.hexdigest()[:32] if len(files) >= KEEP_FROM_FILES else None
-    source = verified(name, Files(root, files), len(files), digest.hexdigest(), labels, channels, kept_as=kept_as)
+    source = verified(
+        name, Files(root, files, channels), len(files), digest.hexdigest(), labels, channels, kept_as=kept_as
+    )
     if len(classes) < 2 or source.labels is None or (source.labels < 0).any():
         return replace(source, labels=None, has_test_part=is_split)
     return replace(source, classes=classes, has_test_part=is_split)
@@ -57,15 +60,26 @@ def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Sour
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """files: POSIX paths below root, images or not."""
+    """files: POSIX paths below root, images or not. channels: that are wanted, None if nobody said."""
 
     root: Path
     files: list[str]
+    channels: int | None = None
 
     def header(self, position: int) -> tuple[int, int, int]:
-        if not is_image_name(self.files[position]):
+        return self.look(position)[:3]
+
+    def look(self, position: int) -> tuple[int, int, int, int]:
+        file = self.files[position]
+        if not _is_image(file):
             raise Unusable("not an image file name")
-        return header(f"{self.root}/{self.files[position]}")
+        path = f"{self.root}/{file}"
+        return deep.look(path, self.channels) if deep.is_deep_name(file) else look(path)
+
+    def values(self, position: int, channels: int) -> np.ndarray:
+        file = self.files[position]
+        path = f"{self.root}/{file}"
+        return deep.values(path, channels) if deep.is_deep_name(file) else deep.pillow_values(path)
 
     def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
         return decode(self.root / self.files[position], channels, reduce)
@@ -85,6 +99,10 @@ class Files:
 
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             yield from pool.map(digest, positions.tolist(), chunksize=64)
+
+
+def _is_image(file: str) -> bool:
+    return is_image_name(file) or file.lower().endswith(deep.ARRAY)
 
 
 def _walk(root: Path) -> list[tuple[str, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,15 +77,16 @@ def split_hold_out(source: Source, share: float, seed: int) -> tuple[Source, Sou
 
 
 def fits_memory(source: Source) -> bool:
-    """Whether the images live in memory as uint8 and are cropped in batches on the device."""
-    size = len(source) * source.height * source.width * source.channels
+    """Whether the images live in memory and are cropped in batches on the device."""
+    size = len(source) * source.height * source.width * source.channels * (4 if source.deep else 1)
     return source.uniform and max(source.height, source.width) <= SMALL_PX and size <= MEMORY_LIMIT_BYTES
 
 
 def load_pixels(
     source: Source, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Source, Tensor, tuple[tuple[int, str, str], ...]]:
-    """All images of a uniform source: (it without what turned out unusable, [N, C, H, W] uint8, the skipped)."""
+    """All images of a uniform source: (it without what turned out unusable, [N, C, H, W] uint8, of deep ones float32,
+    the skipped)."""
     pixels, kept, skipped = source.pixels(progress)
     rows = np.flatnonzero(np.isin(source.ids, kept))
     return source.subset(rows), torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), skipped
@@ -94,8 +95,8 @@ def load_pixels(
 class Loader:
     """Batches of views of a source's images, by batch number.
 
-    pixels: [N, C, H, W] uint8 where the images live in memory (see `load_pixels`), else None: workers decode them once
-    an epoch and cut uint8 crops. batch_size: of all processes together. share: (rank, world): the process's part of
+    pixels: [N, C, H, W] uint8 or float32 where the images live in memory (see `load_pixels`), else None: workers decode
+    them once an epoch and cut crops. batch_size: of all processes together. share: (rank, world): the process's part of
     each batch is every world-th image of it, from the rank-th on. streams: for sources in units, see `StreamOrder`; the
     processes must divide it. reduced: whether JPEGs are decoded at a fraction of their size where all their crops stay
     as large as the views. arithmetic: see `recipes.compiled`.
@@ -204,7 +205,8 @@ class Loader:
         numbers = [recipes.crop_numbers(view, k) for view, k in zip(self.views, keys, strict=True)]
         boxes = None if self.sizes is None else self._boxes(numbers, self.sizes[rows])
         used, replaced = rows.clone(), list[tuple[int, str]]()
-        made = [torch.empty(len(rows), self.source.channels, self.size, self.size, dtype=torch.uint8) for _ in keys]
+        shape, dtype = (len(rows), self.source.channels, self.size, self.size), self.source.dtype
+        made = [torch.from_numpy(np.empty(shape, dtype)) for _ in keys]
         for i in range(len(rows)):
             for tried in self._candidates(int(rows[i]), int(epochs[i])):
                 try:
@@ -242,7 +244,7 @@ class Loader:
         yield from (rng.bits(key, 64) % len(self.ids)).tolist()
 
     def _cut(self, row: int, size: Tensor, boxes: Tensor) -> list[Tensor]:
-        """[C, S, S] uint8 for each view of one image. boxes: [V, 4]."""
+        """[C, S, S] for each view of one image. boxes: [V, 4]."""
         smallest = float(boxes[:, 2:].min())
         reduce = next((k for k in (8, 4, 2) if smallest >= k * self.size), 1) if self.reduced else 1
         image = self.source.read(int(self.ids[row]), reduce)
@@ -256,7 +258,11 @@ class Loader:
     def _draw(self, epochs: Tensor, ids: Tensor, height: int, width: int) -> list[recipes.Parameters]:
         heights, widths = torch.full_like(ids, height), torch.full_like(ids, width)
         keys = recipes.view_keys(self.seed, epochs, ids, len(self.views))
-        return [recipes.draw(view, k, heights, widths, self.size) for view, k in zip(self.views, keys, strict=True)]
+        channels = self.source.channels
+        return [
+            recipes.draw(view, k, heights, widths, self.size, channels)
+            for view, k in zip(self.views, keys, strict=True)
+        ]
 
     def _finish(self, pieces: list[Crops]) -> Batch:
         """pieces: of each worker, in turn an image of each."""
@@ -283,7 +289,8 @@ class Loader:
 
 @dataclass(frozen=True)
 class Crops:
-    """What a worker makes of B images. crops: [B, C, S, S] uint8 for each view.
+    """What a worker makes of B images. crops: [B, C, S, S] uint8 for each view, of deep images
+    float32 in 0-255.
 
     rows: [B] int64, the images used; drawn_as: [B] int64, the ids of those whose places they have, and whose views are
     drawn; replaced: (id, reason) of those that turned out unusable.
@@ -347,6 +354,9 @@ def data_statistics(source: Source, pixels: Tensor | None, num: int = 2000) -> N
     return Normalization(tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std))
 
 
-def views_for(views: tuple[View, ...], channels: int) -> tuple[View, ...]:
-    """The method's views, without what only makes sense for RGB where the images are not."""
-    return views if channels == 3 else tuple(without_color(view) for view in views)
+def views_for(views: tuple[View, ...], source: Source) -> tuple[View, ...]:
+    """The method's views, without what only makes sense for RGB where the images are not; several channels then change
+    their brightness and contrast one by one."""
+    if source.is_rgb:
+        return views
+    return tuple(replace(without_color(view), channelwise=source.channels > 1) for view in views)

@@ -33,13 +33,14 @@ def open_source(
         train/ and test/ (else val/); Parquet files with train and test (else validation) as a word of their
         path; an .npz file's `images` and `test_images`. Each part has its own listing, hence its own ids from
         0; only the digits have one listing for all parts.
-    channels: 1 or 3 converts every image; None takes 3 if any image has colour, else 1.
+    channels: 1 or 3 converts every image; None takes 3 if any image has colour, else 1. Any other number takes images
+        of so many channels, value for value (see `Source.deep`).
     streams: read Parquet files unit by unit; above STREAM_FROM_BYTES, and elsewhere than here, they always are.
     """
     if part not in PARTS:
         raise DataError(names.unknown("part", part, PARTS))
-    if channels not in (None, 1, 3):
-        raise DataError(f"channels={channels!r} is not possible; use 1 (gray), 3 (colour), or leave it out")
+    if channels is not None and channels < 1:
+        raise DataError(f"channels={channels!r} is not possible; use 1 or more, or leave it out")
     name = str(spec)
     if spec == "digits":
         images, labels = digits()

@@ -48,6 +48,8 @@ def from_shards(
 
     Their footers or member lists are read, and no image but a few. progress: (done, total) files.
     """
+    if channels not in (None, 1, 3):
+        raise DataError(f"{shown(name)} holds 8-bit gray and RGB images; channels={channels} is for folders and arrays")
     urls = _urls(name)
     # Below what all of them share: there a folder may be the word that names a part.
     paths = [url.partition("://")[2] for url in urls]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,9 @@ Skipped = tuple[int, str, str]
 T = TypeVar("T")
 
 NUM_THREADS = 8
+MEASURED_IMAGES, MEASURED_PIXELS = 2000, 4096
+"""Images whose range is measured, and pixels of each: so many that a thousandth of them is thousands."""
+MEASURED_SHARE = 0.001
 KEPT_LISTINGS = 20
 
 
@@ -33,6 +36,10 @@ class DataError(ValueError):
     """A person's mistake about data: one line that says what to do."""
 
 
+Range = tuple[tuple[float, float], ...]
+"""(low, high) of each channel: the values that become 0 and 1."""
+
+
 class Listing(Protocol):
     """Where images lie, by position in a sorted listing. `read` returns [H, W, channels] uint8; see `decode` for
     `reduce`."""
@@ -40,6 +47,14 @@ class Listing(Protocol):
     def header(self, position: int) -> tuple[int, int, int]: ...
     def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray: ...
     def name(self, position: int) -> str: ...
+
+
+@runtime_checkable
+class Deep(Listing, Protocol):
+    """A listing that also knows images value for value. `look`: `header` and the bits of a value."""
+
+    def look(self, position: int) -> tuple[int, int, int, int]: ...
+    def values(self, position: int, channels: int) -> np.ndarray: ...
 
 
 @runtime_checkable
@@ -57,7 +72,8 @@ class Source:
 
     name: what the person typed. num_listed: length of the listing. fingerprint: hex SHA-256 of the listing.
     ids: [N] int64, ascending, the usable images. labels: [N] int64 aligned with ids, -1 if unknown, or None.
-    channels: 1 or 3, of every image that `read` returns. height, width: of all if uniform, else medians.
+    channels: of every image that `read` returns: 1 or 3, or any number if they are deep.
+    height, width: of all if uniform, else medians.
     sizes: [N, 2] int32 aligned with ids, height and width as the headers say; None where they were not read.
     skipped: (id, name, reason) of each entry dropped. classes: the names of labels 0, 1, ... or None.
     has_test_part: whether `open_source(..., part="test")` finds something.
@@ -66,6 +82,8 @@ class Source:
         one patient, one video), numbers without meaning, -1 if unknown; or None.
     unit_starts: [U] int64, the first id of each unit of a listing that is read unit by unit (`Units`), or None.
     unit_bytes: about what the largest unit takes in memory.
+    deep: whether images are read value for value, for they are not 8-bit gray or RGB. value_range: of such images, see
+        `with_range`. statistics: mean and standard deviation of each channel in [0, 1], where `measured` found them.
     """
 
     name: str
@@ -86,6 +104,9 @@ class Source:
     groups: np.ndarray | None = None
     unit_starts: np.ndarray | None = None
     unit_bytes: int = 0
+    deep: bool = False
+    value_range: Range | None = None
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,8 +122,48 @@ class Source:
         return highest if highest <= self.num_listed else 0
 
     def read(self, image_id: int, reduce: int = 1) -> np.ndarray:
-        """[H, W, channels] uint8; raises `Unusable` for a file that turns out broken. reduce: see `decode`."""
-        return self.listing.read(self._position(image_id), self.channels, reduce)
+        """[H, W, channels] in 0-255: uint8, of deep images float32; raises `Unusable` for a file that turns out broken.
+        reduce: see `decode`."""
+        if not self.deep:
+            return self.listing.read(self._position(image_id), self.channels, reduce)
+        assert self.value_range is not None, "given by whoever opened the source"
+        low, high = np.array(self.value_range, np.float32).T
+        found = self.values(image_id).astype(np.float32)
+        found -= low
+        found *= 255 / (high - low)
+        return found.clip(0, 255, out=found)
+
+    def values(self, image_id: int) -> np.ndarray:
+        """[H, W, channels] of a deep image's own numbers; `Unusable` where they are not that, or not finite."""
+        found = cast(Deep, self.listing).values(self._position(image_id), self.channels)
+        if found.ndim != 3 or found.shape[2] != self.channels:
+            raise Unusable(f"its shape is {found.shape}, unlike its header")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise Unusable("values that are not finite")
+        return found
+
+    def picture(self, image_id: int) -> np.ndarray:
+        """[H, W, channels] uint8, for people to look at."""
+        found = self.read(image_id)
+        return found if found.dtype == np.uint8 else found.round().astype(np.uint8)
+
+    def with_range(self, value_range: Range) -> Source:
+        """The same, its values read as (value - low) / (high - low) of their channel, clipped to [0, 1]."""
+        if len(value_range) != self.channels or not all(low < high for low, high in value_range):
+            raise DataError(
+                f"a range of values is (low, high) for each of {self.channels} channels, low < high; not {value_range}"
+            )
+        return replace(self, value_range=value_range)
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.float32]:
+        """Of what `read` returns."""
+        return np.float32 if self.deep else np.uint8
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the three channels are red, green and blue."""
+        return self.channels == 3 and not self.deep
 
     def header(self, image_id: int) -> tuple[int, int, int]:
         """(height, width, channels) that `read` finds, but for its `channels`; `Unusable` where that can be told."""
@@ -160,13 +221,13 @@ class Source:
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray, tuple[Skipped, ...]]:
-        """All images of a uniform source: ([M, H, W, C] uint8, their [M] int64 ids, the newly skipped).
+        """All images of a uniform source: ([M, H, W, C] as `read` gives them, their [M] int64 ids, the newly skipped).
 
         M < N when files turn out broken, or of another size than their header says. progress: (done, total).
         """
         if not self.uniform:
             raise ValueError(f"the images of {self.name} differ in size; read them one by one")
-        out = np.empty((len(self), self.height, self.width, self.channels), np.uint8)
+        out = np.empty((len(self), self.height, self.width, self.channels), self.dtype)
 
         def fill(rows: np.ndarray) -> list[tuple[int, str]]:
             broken = []
@@ -203,10 +264,27 @@ def verified(
 ) -> Source:
     """Read every header and drop what is unusable. labels: [num_listed] int64, negative where unknown.
 
-    kept_as: what tells this listing, as it is now, from all others; then its headers are read once.
+    channels: that are wanted; None takes 3 if any image has colour, else 1; of images that are deep (more than half are
+    not 8-bit gray or RGB) as many as most of them have, and the others are unusable. kept_as: what tells this listing,
+    as it is now, from all others; then its headers are read once.
     """
     shapes, reasons = _headers(listing, num_listed, kept_as)
     usable = shapes[:, 0] > 0
+    if channels not in (None, 1, 3) and not isinstance(listing, Deep):
+        raise DataError(f"{shown(name)} holds 8-bit gray and RGB images; channels={channels} is for folders and arrays")
+    strange = usable & ((shapes[:, 3] > 8) | ~np.isin(shapes[:, 2], (1, 3)))
+    deep = isinstance(listing, Deep) and (channels not in (None, 1, 3) or strange.sum() > usable.sum() / 2)
+    if deep:
+        counts, num_of = np.unique(shapes[usable, 2], return_counts=True)
+        if channels is not None and channels not in counts:
+            found = " or ".join(map(str, counts.tolist()))
+            raise DataError(f"{shown(name)} has no image of channels={channels}; its images have {found}")
+        channels = channels or int(counts[num_of.argmax()])
+        others, why = usable & (shapes[:, 2] != channels), f"{{}} channels, not {channels}"
+    else:
+        others, why = usable & ~np.isin(shapes[:, 2], (1, 3)), "{} channels, and most images are gray or RGB"
+    reasons = sorted([*reasons, *((int(i), why.format(shapes[i, 2])) for i in np.flatnonzero(others))])
+    usable &= ~others
     ids = np.flatnonzero(usable)
     skipped = tuple((position, shown(listing.name(position)), reason) for position, reason in reasons)
     if len(ids) < 2:
@@ -227,16 +305,59 @@ def verified(
         skipped=skipped,
         listing=listing,
         sizes=np.ascontiguousarray(sizes[:, :2]),
+        deep=deep,
     )
 
 
+def measured(source: Source, progress: Callable[[int, int], None] | None = None) -> Source:
+    """A deep source with its range and statistics, of pixels drawn from images evenly spaced over it, read once.
+
+    A thousandth of a channel's values lies below 0 and another above 1; not none, for one hot pixel would darken all
+    else. 8-bit values keep their full range. progress: (done, total) images.
+    """
+    rows = np.unique(np.linspace(0, len(source) - 1, min(MEASURED_IMAGES, len(source))).astype(np.int64))
+
+    def drawn(chosen: np.ndarray) -> list[np.ndarray]:
+        found = []
+        for row in chosen.tolist():
+            with contextlib.suppress(Unusable):
+                pixels = source.values(int(source.ids[row])).reshape(-1, source.channels)
+                found.append(pixels[np.random.default_rng(row).integers(0, len(pixels), MEASURED_PIXELS)])
+        return found
+
+    samples, done = list[np.ndarray](), 0
+    for chosen, found in _in_threads(drawn, rows):
+        samples += found
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(rows))
+    if not samples:
+        raise DataError(f"none of the {len(rows)} images of {shown(source.name)} that were tried is usable")
+    if all(sample.dtype == np.uint8 for sample in samples):
+        ends = np.array([[0.0, 255.0]] * source.channels)
+    else:
+        every = np.concatenate(samples)
+        low = np.quantile(every, MEASURED_SHARE, axis=0, method="lower")
+        high = np.quantile(every, 1 - MEASURED_SHARE, axis=0, method="higher")
+        ends = np.stack([low, np.where(high > low, high, low + 1)], axis=1).astype(np.float64)
+    values = (np.concatenate(samples) - ends[:, 0]) / (ends[:, 1] - ends[:, 0])
+    values = values.clip(0, 1)
+    mean, std = values.mean(axis=0), np.maximum(values.std(axis=0), 0.01)
+    value_range = tuple((float(low), float(high)) for low, high in ends)
+    statistics = tuple(tuple(round(float(v), 4) for v in each) for each in (mean, std))
+    return replace(source.with_range(value_range), statistics=(statistics[0], statistics[1]))
+
+
 def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """([num_listed, 3] int32: height, width, channels, zeros for what is unusable; position and reason of each)."""
+    """([num_listed, 4] int32: height, width, channels, bits, zeros for what is unusable; position and reason of
+    each)."""
     directory = cache_directory() / "listings"
     kept = directory / f"{kept_as}.npz"
     if kept_as is not None and kept.is_file():
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
             os.utime(kept)
+            if found["shapes"].shape[1] != 4:  # an earlier version's
+                raise ValueError
             return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
     look = partial(_look, listing)
     numbers = np.arange(num_listed)
@@ -246,7 +367,7 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
             looked = pool.map(look, np.array_split(numbers, max(1, num_listed // 1000)))
     else:
         looked = [found for _, found in _in_threads(look, numbers)]
-    shapes = np.concatenate([np.zeros((0, 3), np.int32), *(shape for shape, _ in looked)])
+    shapes = np.concatenate([np.zeros((0, 4), np.int32), *(shape for shape, _ in looked)])
     reasons = [each for _, unusable in looked for each in unusable]
     if kept_as is not None:
         with contextlib.suppress(OSError):  # a full disk costs time, the next time
@@ -262,10 +383,11 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
 
 def _look(listing: Listing, positions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """What `_headers` gives, of some positions."""
-    shapes, unusable = np.zeros((len(positions), 3), np.int32), list[tuple[int, str]]()
+    look = listing.look if isinstance(listing, Deep) else lambda position: (*listing.header(position), 8)
+    shapes, unusable = np.zeros((len(positions), 4), np.int32), list[tuple[int, str]]()
     for row, position in enumerate(positions.tolist()):
         try:
-            shapes[row] = listing.header(position)
+            shapes[row] = look(position)
         except Unusable as error:
             unusable.append((position, str(error)))
     return shapes, unusable

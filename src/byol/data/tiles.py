@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from byol.data.decode import Unusable
-from byol.data.source import DataError, Listing, Source, shown
+from byol.data.source import DataError, Deep, Listing, Source, shown
 from byol.data.units import UnitCache
 
 HELD_BYTES = 2 << 30
@@ -29,7 +30,8 @@ def tiled(source: Source, side: int) -> Source:
     starts = np.cumsum([0, *num[:-1]])
     of = np.repeat(np.arange(len(source)), num)
     sizes = np.minimum(source.sizes, side)[of]
-    listing = Tiles(source.listing, source.channels, source.ids, source.sizes.astype(np.int64), starts, side)
+    sides = source.sizes.astype(np.int64)
+    listing = Tiles(source.listing, source.channels, source.ids, sides, starts, side, deep=source.deep)
     height, width = (int(each) for each in np.median(sizes, axis=0))
     return replace(
         source,
@@ -44,16 +46,24 @@ def tiled(source: Source, side: int) -> Source:
         uniform=False,
         listing=listing,
         unit_starts=starts,
-        unit_bytes=int(source.sizes.astype(np.int64).prod(1).max()) * source.channels,
+        unit_bytes=int(sides.prod(1).max()) * source.channels * (4 if source.deep else 1),
     )
 
 
 class Tiles:
     """The tiles of some images of a listing. images: [N], their positions in it. sizes: [N, 2], theirs. starts: [N],
-    the first tile of each."""
+    the first tile of each. deep: whether they are read value for value."""
 
     def __init__(
-        self, listing: Listing, channels: int, images: np.ndarray, sizes: np.ndarray, starts: np.ndarray, side: int
+        self,
+        listing: Listing,
+        channels: int,
+        images: np.ndarray,
+        sizes: np.ndarray,
+        starts: np.ndarray,
+        side: int,
+        *,
+        deep: bool = False,
     ) -> None:
         self.listing = listing
         self.channels = channels
@@ -61,6 +71,7 @@ class Tiles:
         self.sizes = sizes
         self.starts = starts
         self.side = side
+        self.deep = deep
         self.units = UnitCache(self._decoded)
 
     def header(self, position: int) -> tuple[int, int, int]:
@@ -74,6 +85,9 @@ class Tiles:
         if pixels.shape[:2] != tuple(self.sizes[image]):
             raise Unusable(f"its pixels are {pixels.shape[0]}x{pixels.shape[1]}, unlike its header")
         return np.ascontiguousarray(pixels[top : top + self.side, left : left + self.side])
+
+    def values(self, position: int, channels: int) -> np.ndarray:
+        return self.read(position, channels)
 
     def name(self, position: int) -> str:
         image, top, left = self._place(position)
@@ -93,4 +107,7 @@ class Tiles:
         return image, top, left
 
     def _decoded(self, image: int) -> np.ndarray:
-        return self.listing.read(int(self.images[image]), self.channels)
+        position = int(self.images[image])
+        if self.deep:
+            return cast(Deep, self.listing).values(position, self.channels)
+        return self.listing.read(position, self.channels)

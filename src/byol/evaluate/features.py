@@ -55,7 +55,7 @@ def stream_features(
 ) -> Iterator[Tensor]:
     """The encoder's features of each image, [B, D] float32 on the CPU at a time, in inference mode, in the given order.
 
-    images: [N, C, H, W] uint8, 0-255, or an iterable of such batches. Each goes through `evaluation_view`
+    images: [N, C, H, W] uint8 or float32, 0-255, or an iterable of such batches. Each goes through `evaluation_view`
     (unless size is None), then (x - mean) / std per channel, mean and std on the scale 0 to 1.
     encoder: on `device`; gives [B, D]. Each of its modules has its training mode back after the last batch.
     size: input height and width, px; None takes images as they are. batch_size: most images per forward pass.
@@ -116,7 +116,7 @@ def _centre_square(images: Tensor, side: int) -> Tensor:
 def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
     """The images in order, at most batch_size at a time, checked."""
     for given in [images] if isinstance(images, Tensor) else images:
-        if given.dtype != torch.uint8 or given.ndim != 4:
-            raise ValueError(f"images are {given.dtype} {list(given.shape)}; use torch.uint8 [N, C, H, W]")
+        if given.dtype not in (torch.uint8, torch.float32) or given.ndim != 4:
+            raise ValueError(f"images are {given.dtype} {list(given.shape)}; use torch.uint8 or float32 [N, C, H, W]")
         if len(given):
             yield from given.split(batch_size)

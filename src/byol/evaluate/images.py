@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,9 +16,8 @@ from byol.evaluate.features import evaluation_view
 
 
 def evaluation_images(source: Source, pixels: Tensor | None, rows: Tensor, size: int) -> Tensor:
-    """[B, C, size, size] uint8 of a source's rows [B]. pixels: [N, C, H, W] uint8 where they are in memory.
-
-    An image that turns out unusable is gray.
+    """[B, C, size, size] in 0-255 of a source's rows [B], uint8, or float32 of deep images. pixels: [N, C, H, W] where
+    they are in memory. An image that turns out unusable is gray.
     """
     if pixels is not None:
         return _view(pixels[rows.to(pixels.device)], size)
@@ -27,7 +27,8 @@ def evaluation_images(source: Source, pixels: Tensor | None, rows: Tensor, size:
 def evaluation_batches(
     source: Source, pixels: Tensor | None, size: int, *, batch_size: int = 256, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows [B] int64, images [B, C, size, size] uint8) over a source, in order, without unusable images."""
+    """(rows [B] int64, images [B, C, size, size], see `evaluation_images`) over a source, in order, without unusable
+    images."""
     if pixels is not None:
         for rows in torch.arange(len(source)).split(batch_size):
             yield rows, _view(pixels[rows], size)
@@ -46,7 +47,8 @@ def _as_they_are(items: list[Any]) -> list[Any]:  # by name, for workers in proc
 def _view(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
-    return (evaluation_view(images.float() / 255, size) * 255).round().to(torch.uint8)
+    view = evaluation_view(images.float() / 255, size) * 255
+    return view if images.is_floating_point() else view.round().to(torch.uint8)
 
 
 class _Rows(Dataset[Any]):
@@ -63,7 +65,7 @@ class _Rows(Dataset[Any]):
         except Unusable:
             return (
                 row,
-                torch.full((self.source.channels, self.size, self.size), 127, dtype=torch.uint8),
+                torch.from_numpy(np.full((self.source.channels, self.size, self.size), 127, self.source.dtype)),
                 False,
             )
         return row, _view(torch.from_numpy(image).permute(2, 0, 1)[None], self.size)[0], True

@@ -54,7 +54,7 @@ class Input:
         """Batches of one view of each image, to train on."""
         return Loader(
             source,
-            views_for((view,), source.channels),
+            views_for((view,), source),
             pixels=pixels,
             size=self.size,
             batch_size=batch_size,

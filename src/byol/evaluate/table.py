@@ -228,14 +228,15 @@ def _features(
         following = 0
         batches = evaluation_batches(part.source, part.pixels, column.size, workers=settings.workers)
         for rows, batch in batches:
-            whole = torch.zeros(int(rows[-1]) + 1 - following, *batch.shape[1:], dtype=torch.uint8)
+            whole = torch.zeros(int(rows[-1]) + 1 - following, *batch.shape[1:], dtype=batch.dtype)
             whole[rows - following] = batch
             unusable.update(set(range(following, int(rows[-1]) + 1)) - set(rows.tolist()))
             following = int(rows[-1]) + 1
             yield whole
         if following < len(part):
             unusable.update(range(following, len(part)))
-            yield torch.zeros(len(part) - following, part.source.channels, column.size, column.size, dtype=torch.uint8)
+            shape = (len(part) - following, part.source.channels, column.size, column.size)
+            yield torch.from_numpy(np.zeros(shape, part.source.dtype))
 
     def features() -> Iterator[Tensor]:
         start = 0
@@ -259,7 +260,7 @@ def _features(
 def _key(column: Column, part: Labelled) -> str:
     return feature_key(
         column.content(),
-        {"channels": part.source.channels},
+        {"channels": part.source.channels} | ({"range": part.source.value_range} if part.source.deep else {}),
         fingerprint=part.content,
         ids=part.source.ids,
         size=column.size,

@@ -113,6 +113,9 @@ def suggested_sheet(images: list[np.ndarray], captions: list[str], path: Path, *
 
 
 def _shown(image: np.ndarray) -> np.ndarray:
+    """Gray, or what the first three channels are as red, green and blue."""
+    if image.shape[-1] == 2:
+        image = np.concatenate([image, np.zeros_like(image[..., :1])], axis=-1)
     return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
 
 

@@ -89,7 +89,8 @@ def flip(images: Tensor) -> Tensor:
 
 
 def _each(parameter: Tensor) -> Tensor:
-    return parameter[:, None, None, None]
+    """[B], or [B, C] of each channel, to be multiplied with [B, C, H, W]."""
+    return parameter[..., None, None] if parameter.ndim == 2 else parameter[:, None, None, None]
 
 
 def gray(images: Tensor) -> Tensor:
@@ -108,12 +109,12 @@ def _mean_hw(images: Tensor) -> Tensor:
 
 
 def tf_brightness(images: Tensor, delta: Tensor) -> Tensor:
-    """images + delta, clipped to [0, 1]."""
+    """images + delta, clipped to [0, 1]. delta: [B] or [B, C]."""
     return (images + _each(delta)).clamp(0, 1)
 
 
 def tf_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """The deviation from each channel's mean over the image times `factor`, clipped to [0, 1]."""
+    """The deviation from each channel's mean over the image times `factor` ([B] or [B, C]), clipped to [0, 1]."""
     mean = _mean_hw(images)
     return ((images - mean) * _each(factor) + mean).clamp(0, 1)
 
@@ -135,7 +136,7 @@ def hue(images: Tensor, delta: Tensor) -> Tensor:
 
 
 def tv_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """images * factor, clipped to [0, 1]."""
+    """images * factor, clipped to [0, 1]. factor: [B] or [B, C]."""
     return (images * _each(factor)).clamp(0, 1)
 
 

@@ -24,6 +24,7 @@ from byol.views.view import View
 Operation = Callable[..., Tensor]
 _OPERATIONS = ("crop", "affine", "flip", "jitter", "order", "gray", "blur", "solarize")
 _TRIES = len(_OPERATIONS)  # torchvision's crop draws from a key of its own
+_CHANNELS = _TRIES + 1  # and so do the channels of a channelwise view
 _ORDERS = torch.tensor(list(permutations(range(4))))
 
 
@@ -34,7 +35,7 @@ class Parameters:
     box: [B, 4] float64, whole numbers (top, left, height, width), px. theta: [B, 2, 3] float32 or None.
     flip, jitter, gray, blur, solarize: [B] bool. order: [B, 4] int64, which change comes when (0 brightness,
     1 contrast, 2 saturation, 3 hue). brightness, contrast, saturation, hue: [B] float32, as the
-    style's arithmetic takes them. taps: [B, width] float32.
+    style's arithmetic takes them; of a channelwise view brightness and contrast are [B, C]. taps: [B, width] float32.
     """
 
     box: Tensor
@@ -58,17 +59,22 @@ def view_keys(seed: int, epochs: Tensor, ids: Tensor, num_views: int) -> Tensor:
     return rng.fold(image, torch.arange(num_views)[:, None])
 
 
-def draw(view: View, keys: Tensor, heights: Tensor, widths: Tensor, size: int) -> Parameters:
+def draw(view: View, keys: Tensor, heights: Tensor, widths: Tensor, size: int, channels: int = 3) -> Parameters:
     """The parameters of one view of B images.
 
     keys: [B, 2], from `view_keys`. heights, widths: [B] int64, the source images' sizes, px. size: of the view, px.
     Derived numbers are computed in float64 on the CPU, so that they are the same wherever the pixels are.
+    channels: of the images.
     """
     u = rng.uniform(rng.fold(keys[:, None], torch.arange(len(_OPERATIONS))), 4)
     of = dict(zip(_OPERATIONS, u.unbind(1), strict=True))  # each [B, 4]
     box = place(view, crop_numbers(view, keys), heights, widths)
     jitter = of["jitter"]
-    brightness = _spread(jitter[:, 0], view.brightness)
+    to_brightness, to_contrast = jitter[:, 0], jitter[:, 1]
+    if view.channelwise:
+        own = rng.uniform(rng.fold(keys, _CHANNELS), 2 * channels)
+        to_brightness, to_contrast = own[:, :channels], own[:, channels:]
+    brightness = _spread(to_brightness, view.brightness)
     if view.style == "torchvision":
         brightness = 1 + brightness
     sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * of["blur"][:, 1]
@@ -79,7 +85,7 @@ def draw(view: View, keys: Tensor, heights: Tensor, widths: Tensor, size: int) -
         jitter=of["order"][:, 1] < view.jitter,
         order=_ORDERS[(of["order"][:, 0] * len(_ORDERS)).long()],
         brightness=brightness.float(),
-        contrast=(1 + _spread(jitter[:, 1], view.contrast)).float(),
+        contrast=(1 + _spread(to_contrast, view.contrast)).float(),
         saturation=(1 + _spread(jitter[:, 2], view.saturation)).float(),
         hue=_spread(jitter[:, 3], view.hue).float(),
         gray=of["gray"][:, 0] < view.gray,
@@ -153,8 +159,8 @@ def _theta(view: View, u: Tensor) -> Tensor | None:
 
 
 def crop_batch(view: View, images: Tensor, parameters: Parameters, size: int) -> Tensor:
-    """The crops of a batch held on the device. images: [B, C, H, W] uint8. Returns [B, C, size, size] float32 in
-    [0, 1]."""
+    """The crops of a batch held on the device. images: [B, C, H, W] in 0-255. Returns [B, C, size, size]
+    float32 in [0, 1]."""
     rows, columns = _crop_matrices(view, parameters.box, images.shape[-2], images.shape[-1], size)
     pixels = images.float()
     cut = ops.crop_resize(pixels, rows.to(pixels, non_blocking=True), columns.to(pixels, non_blocking=True))
@@ -162,15 +168,17 @@ def crop_batch(view: View, images: Tensor, parameters: Parameters, size: int) ->
 
 
 def crop_one(view: View, image: np.ndarray, box: Tensor, size: int) -> Tensor:
-    """The crop of one decoded image, in a worker. image: [H, W, C] uint8. box: [4] float64 (top, left, height, width),
-    px. Returns [C, size, size] uint8: the exact crop rounded to the nearest grey level, so that a quarter of the bytes
-    travels."""
+    """The crop of one decoded image, in a worker. image: [H, W, C] uint8, or float32 in 0-255. box: [4] float64 (top,
+    left, height, width), px. Returns [C, size, size] of the same type: of uint8 the exact crop rounded to the nearest
+    grey level, so that a quarter of the bytes travels."""
     top, left, h, w = box.tolist()
     region = image[math.floor(top) : math.ceil(top + h), math.floor(left) : math.ceil(left + w)]
     antialias = view.style == "torchvision"
     rows = _taps(top % 1, h, region.shape[0], size, antialias)
     columns = _taps(left % 1, w, region.shape[1], size, antialias)
     cut = ops.crop_by_taps(torch.from_numpy(region).float(), rows, columns)
+    if image.dtype == np.float32:
+        return cut.clamp_(0, 255)
     # By way of int16: the conversion of floats to bytes is four times as slow.
     return cut.round_().clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
@@ -243,8 +251,8 @@ def photometry(view: View, images: Tensor, parameters: Parameters, arithmetic: A
 def photometry_each(
     view: View, crops: Tensor, parameters: Parameters, arithmetic: Arithmetic, finish: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """`photometry` of uint8 crops [B, C, S, S] on the CPU, then `finish`, image by image: one large image stays in the
-    processor's cache through all of it, a batch does not. Returns [B, C, S, S] float32."""
+    """`photometry` of crops [B, C, S, S] in 0-255 on the CPU, then `finish`, image by image: one large image stays in
+    the processor's cache through all of it, a batch does not. Returns [B, C, S, S] float32."""
     made = torch.empty(crops.shape)
     stages = [
         (chosen.tolist(), operation, values)
@@ -272,7 +280,8 @@ def _stages(view: View, p: Parameters, channels: int, arithmetic: Arithmetic) ->
     yield p.flip, ops.flip, ()
     changes: list[tuple[float, Operation, Tensor]] = [
         (view.brightness, ops.tf_brightness if authors else ops.tv_brightness, p.brightness),
-        (view.contrast, ops.tf_contrast if authors else ops.tv_contrast, p.contrast),
+        # torchvision's contrast is about the mean of the gray image, which channels that are no colours have not.
+        (view.contrast, ops.tf_contrast if authors or view.channelwise else ops.tv_contrast, p.contrast),
         (view.saturation, arithmetic.saturation if authors else ops.tv_saturation, p.saturation),
         (view.hue, arithmetic.hue, p.hue),
     ]

@@ -34,6 +34,8 @@ class View:
     hue: float = 0.1
     gray: float = 0.2
     """Probability of grayscale."""
+    channelwise: bool = False
+    """Brightness and contrast are drawn for each channel, which is no colour, in place of changes of colour."""
     blur: float = 1.0
     """Probability of Gaussian blur."""
     sigma: tuple[float, float] = (0.1, 2.0)
@@ -83,7 +85,12 @@ def describe(view: View) -> str:
     parts = [f"crops of {view.crop_area[0]:.0%} to {view.crop_area[1]:.0%} of the image"]
     parts += [f"rotation up to {view.rotate_degrees:g} degrees"] if view.rotate_degrees else []
     parts += [f"shear up to {view.shear:g}"] if view.shear else []
-    changes = {"flip": view.flip, "colour jitter": view.jitter, "grayscale": view.gray, "blur": view.blur}
+    changes = {
+        "flip": view.flip,
+        f"{'channel' if view.channelwise else 'colour'} jitter": view.jitter,
+        "grayscale": view.gray,
+        "blur": view.blur,
+    }
     changes["solarize"] = view.solarize
     parts += [f"{name} {share:.0%}" for name, share in changes.items() if share]
     return ", ".join(parts) + ("" if view.style == "authors" else f", {view.style}'s arithmetic")
