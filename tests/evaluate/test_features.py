@@ -122,7 +122,7 @@ def test_progress_counts_the_images():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": torch.zeros(2, 3, 8, 8)}, "torch.uint8"),
+        ({"images": torch.zeros(2, 3, 8, 8).double()}, "torch.uint8 or float32"),
         ({"images": noise(2, 8)[0]}, "torch.uint8"),
         ({"images": noise(2, 8, channels=1)}, "1 channels"),
         ({"images": []}, "no images"),
