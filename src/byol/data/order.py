@@ -92,8 +92,12 @@ class StreamOrder:
         within = index - begins[epoch]
         place = int(np.searchsorted(ends, within, side="right"))
         unit = int(units[place])
-        key = rng.fold(rng.fold(self._key, epoch), unit + 1)  # 0 dealt the units
-        order = self._kept(self._rows, (epoch, unit), lambda: rng.permutation(key, int(self._lengths[unit])).numpy())
+
+        def shuffled() -> np.ndarray:
+            key = rng.fold(rng.fold(self._key, epoch), unit + 1)  # 0 dealt the units
+            return rng.permutation(key, int(self._lengths[unit])).numpy()
+
+        order = self._kept(self._rows, (epoch, unit), shuffled)
         offset = within - (int(ends[place - 1]) if place else 0)
         return int(self._first[unit]) + int(order[offset]), epoch
 
