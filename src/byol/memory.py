@@ -25,10 +25,11 @@ class Queue(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """keys: [B, dim], rows of length 1, the same in every process; B divides the length."""
-        length, start = self.keys.shape[1], int(self.pointer)
+        length = self.keys.shape[1]
         check_queue(length, len(keys))
-        self.keys[:, start : start + len(keys)] = keys.T.to(self.keys.dtype)
-        self.pointer.fill_((start + len(keys)) % length)
+        places = self.pointer + torch.arange(len(keys), device=keys.device)
+        self.keys.index_copy_(1, places, keys.T.to(self.keys.dtype))
+        self.pointer.add_(len(keys)).remainder_(length)
 
 
 def check_queue(length: int, keys: int) -> None:
@@ -58,8 +59,11 @@ class Bank(nn.Module):
     def update(self, ids: Tensor, features: Tensor) -> None:
         """ids: [B] int64. features: [B, dim], rows of length 1. Both the same in every process. An image that comes
         twice counts with its mean."""
-        ids, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
-        total = torch.zeros(len(ids), features.shape[1], dtype=self.rows.dtype, device=self.rows.device)
-        total.index_add_(0, inverse, features.to(self.rows.dtype))
-        moved = self.momentum * self.rows[ids] + (1 - self.momentum) * total / counts[:, None]
+        # Where each image comes first; not `unique`, whose number of results the host would wait for.
+        places = torch.arange(len(ids), device=ids.device)
+        first = torch.where(ids[:, None] == ids, places, len(ids)).amin(1)
+        features = features.to(self.rows.dtype)
+        total = torch.zeros_like(features).index_add_(0, first, features)
+        count = features.new_zeros(len(ids)).index_add_(0, first, features.new_ones(len(ids)))
+        moved = self.momentum * self.rows[ids] + (1 - self.momentum) * (total / count[:, None])[first]
         self.rows[ids] = l2_normalize(moved)

@@ -78,7 +78,8 @@ class InstDisc(Method):
         return Out(loss=mean(loss), features=y, embedding=z, extras=extras)
 
     def after_step(self, progress: float, outs: list[Out]) -> None:
-        if self.negatives and self.partition == 0:
-            self.partition.copy_(torch.stack([out.extras["partition"][0] for out in outs]).mean())
+        if self.negatives:
+            estimate = torch.stack([out.extras["partition"][0] for out in outs]).mean()
+            self.partition.copy_(torch.where(self.partition > 0, self.partition, estimate))
         ids, v = (gather(torch.cat([out.extras[name] for out in outs])) for name in ("ids", "v"))
         self.bank.update(ids, v)
