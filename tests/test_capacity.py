@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from byol import capacity, cli, launch
@@ -107,7 +108,7 @@ else:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc, which only Linux has")
 def test_the_memory_of_a_run_is_what_was_estimated(tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM.format(batch=128, steps=2, more=""), "utf-8")
+    (tmp_path / "program.py").write_text(PROGRAM.format(batch=128, steps=2, more="precision='32'"), "utf-8")
 
     def peak(what):
         own = [sys.executable, tmp_path / "program.py", what, "digits", tmp_path / "run"]
@@ -120,14 +121,20 @@ def test_the_memory_of_a_run_is_what_was_estimated(tmp_path):
 def test_a_step_alone_takes_what_it_adds_to_a_process(images, monkeypatch):
     run, source, _ = opened(images, TINY)
     monkeypatch.setenv(launch.LAUNCHERS[0], "another run's")
-    wide = replace(run, backbone_args={"layers": [1, 1, 1, 1], "channels": [64, 64, 64, 64]}, image_size=32)
+    wide = replace(run, backbone_args={"layers": [1, 1, 1, 1], "channels": [32, 32, 32, 32]}, image_size=32)
     small, large = (
         capacity.step_memory(replace(wide, batch_size=size), num_classes=2, num_images=source.num_listed)
-        for size in (32, 256)
+        for size in (16, 128)
     )
-    maps = 2 * 64 * 32 * 32 * 4  # both views, the first convolution's output alone, float32
-    assert large - small > 224 * maps
-    assert small < large < 8 * small
+    maps = 2 * 32 * 32 * 32 * 4  # both views, the first convolution's output alone, float32
+    assert large - small > 112 * maps
+    tall = replace(run, image_size=64, stem="original", batch_size=32)
+    one, many = (
+        capacity.step_memory(replace(tall, accumulate=times), num_classes=2, num_images=source.num_listed)
+        for times in (1, 24)
+    )
+    views = 2 * 32 * 3 * 64 * 64 * 4
+    assert 0.7 * 23 * views < many - one < 1.5 * 23 * views, "the views of every forward pass of a step are held"
 
 
 def test_a_step_that_the_kernel_ends_does_not_fit(images, monkeypatch):
@@ -135,6 +142,10 @@ def test_a_step_that_the_kernel_ends_does_not_fit(images, monkeypatch):
     for code in (-9, 137):
         monkeypatch.setattr(capacity.subprocess, "run", lambda *a, c=code, **k: SimpleNamespace(returncode=c))
         assert capacity.step_memory(run, num_classes=2, num_images=4) is None
+    refused = SimpleNamespace(returncode=0, stdout='"resnet18 cannot take 3 px images"\n')
+    monkeypatch.setattr(capacity.subprocess, "run", lambda *a, **k: refused)
+    with pytest.raises(ValueError, match="cannot take 3 px"):
+        capacity.step_memory(run, num_classes=2, num_images=4)
     failed = SimpleNamespace(returncode=1, stderr="what went wrong")
     monkeypatch.setattr(capacity.subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(RuntimeError, match="what went wrong"):
@@ -172,7 +183,7 @@ def largest(options, many):
     ("taken", "expected"),
     [
         (lambda b: 10**8 + 10**6 * b, 432),
-        (lambda b: 5 * 10**8 + 1000 * b * b, 192),
+        (lambda b: 5 * 10**8 + 1010 * b * b, 176),
         (lambda b: None if b > 100 else b, 96),
     ],
 )
@@ -183,7 +194,8 @@ def test_the_largest_batch_is_the_largest_that_fits(machine, many, taken, expect
     assert options.batch_size == expected
     assert len(tried) <= 8
     assert "free" in why
-    assert expected == max(b for b in range(16, 475, 16) if taken(b) is not None and taken(b) <= 0.9 * free)
+    limit = 0.9 * free - many[1].nbytes  # the pixels are held once more
+    assert expected == max(b for b in range(16, 475, 16) if taken(b) is not None and taken(b) <= limit)
 
 
 def test_what_limits_the_batch_where_memory_does_not(machine, many):
@@ -231,7 +243,8 @@ def test_the_estimate_of_a_run_adds_up_and_writes_nothing(images, tmp_path, monk
     found, lines = estimate(str(images), TINY, Silent())
     assert sorted(tmp_path.rglob("*")) == before
     training = found["steps"] * found["images_per_step"] / found["images_per_second"]
-    assert training < found["seconds"] < training + 60
+    # Opening the data, and two looks at the held-out images, take time too.
+    assert training < found["seconds"]
     assert found["epochs"] == pytest.approx(12 * 16 / 228)
     assert {"FLOPs", "speed", "memory", "disk", "time"} <= set(dict(lines))
     arguments = ["--backbone", "resnet18", "--image-size", "12", "--batch-size", "8", "--steps", "2", "--json"]
@@ -245,3 +258,22 @@ def test_the_estimate_of_a_run_adds_up_and_writes_nothing(images, tmp_path, monk
 def test_memory_of_this_machine_and_process():
     assert 0 < (resident_memory() or 0) <= (process_memory() or 0)
     assert (available_memory() or 0) > 2**20
+
+
+def test_a_batch_that_the_method_refuses_is_passed_over(machine, many):
+    tried = machine(540 * 10**6 / 0.9, lambda b: 10**8 + 10**6 * b)  # up to 440
+    recipe = replace(TINY, method="moco", method_args={"queue": 256, "hidden": 16, "out": 8}, batch_size=16)
+    options, _ = largest(recipe, many)
+    assert options.batch_size == 256 and set(tried) <= {16, 32, 64, 128, 256}
+
+
+def test_what_is_wrong_with_a_trial_is_one_line(images, monkeypatch, capsys, tmp_path):
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    own = ["pretrain", images, "--out", str(tmp_path / "run"), "--auto-batch", "--steps", "2", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["byol", *own, "--init", str(tmp_path / "other.safetensors")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "does not fit the backbone" in said and not (tmp_path / "run").exists()
+    assert "Traceback" not in said

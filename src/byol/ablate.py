@@ -170,6 +170,7 @@ def _jobs(
             except ValueError as error:
                 raise ValueError(f"{experiment.name}: {arm.name} cannot be trained: {error}") from None
             key = _key(run, teacher, trained=arm.options is not None, **others)
+            options = replace(options, precision=run.precision)  # what this process found, for all of them
             jobs.append(Job(arm, seed, options, key, teacher, run.total_steps, len(source) / run.images_per_step))
     return jobs, experiment
 

@@ -82,11 +82,25 @@ def step_memory(run: Run, *, num_classes: int, num_images: int) -> int | None:
         return None
     if found.returncode:
         raise RuntimeError(f"a step of {run.batch_size} images failed:\n{found.stderr}")
-    answer: int | None = json.loads(found.stdout.splitlines()[-1])
-    return answer
+    answer = json.loads(found.stdout.splitlines()[-1])
+    if isinstance(answer, str):
+        raise ValueError(answer)
+    return None if answer is None else int(answer)
 
 
-def _measure(run: Run, num_classes: int, num_images: int) -> int | None:
+def estimated_memory(training: Training) -> int | None:
+    """The most memory that a run will take, bytes, where its trial steps have been."""
+    run, found = training.run, training.peak_memory()
+    if found is None:
+        return None
+    if run.device == "cuda":  # which forgets the trial's own copy before the first step
+        found -= sum(t.numel() * t.element_size() for t in training.networks.state_dict().values())
+    view = run.batch_size * run.channels * run.image_size**2 * (8 if run.precision == "64" else 4)
+    return found + (run.accumulate - 1) * len(run.views) * view  # of the trial's steps each had one batch
+
+
+def _measure(run: Run, num_classes: int, num_images: int) -> int | str | None:
+    """What `step_memory` gives, or the line to say where it cannot be had."""
     with contextlib.suppress(OSError):  # where memory ends, this process shall, and no other
         Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     if run.device == "cpu":
@@ -99,13 +113,25 @@ def _measure(run: Run, num_classes: int, num_images: int) -> int | None:
         module, optimizer = fabric.setup(trial, make_optimizer(run, trial))
         shape = (run.batch_size, run.channels, run.image_size, run.image_size)
         ids = torch.arange(run.batch_size) % max(num_images, 1)
-        views = tuple(torch.rand(shape, device=fabric.device) for _ in run.views)
-        dtype = next(trial.parameters()).dtype
-        batch = Batch(ids, ids % max(num_classes, 1), tuple(v.to(dtype) for v in views))
+        dtype, device = next(trial.parameters()).dtype, fabric.device
+        batches = [
+            Batch(
+                ids, ids % max(num_classes, 1), tuple(torch.rand(shape, dtype=dtype, device=device) for _ in run.views)
+            )
+            for _ in range(run.accumulate)
+        ]
         for step in range(2):  # the optimizer's state comes with the first
-            train_step(run, step, module, trial.method, optimizer, [batch], fabric.backward)
+            train_step(run, step, module, trial.method, optimizer, batches, fabric.backward)
     except (torch.OutOfMemoryError, MemoryError):
         return None
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    except (TypeError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
+        if "can't allocate memory" in str(error):
+            return None
+        if ":" in run.method:  # a method of one's own: its author needs the traceback
+            raise
+        return f"{run.backbone} cannot take {run.image_size} px images: {str(error).splitlines()[0]}"
     if fabric.device.type == "cuda":
         return torch.cuda.max_memory_reserved(fabric.device)
     return (process_memory() or 0) - before
@@ -136,14 +162,18 @@ def _largest(options: Options, source: Source, pixels: Tensor | None, tell: Call
         most, why = LARGEST_BATCH // parts, f"{LARGEST_BATCH:,} images a step are the most that the rules are known for"
     most = most // MULTIPLE * MULTIPLE or most
     free = _free_memory(device_of(options), local)
-    limit = int(SHARE_OF_MEMORY * free)
+    held = 0 if pixels is None else pixels.nbytes  # again, without those held out, or on the device
+    limit = int(SHARE_OF_MEMORY * free) - held
     measured: list[tuple[int, int]] = []
     too_large: list[tuple[int, int | None]] = []
     batch_size = min(FIRST_BATCH, most)
     while len(too_large) <= MISSES:
-        tell(f"trying batches of {batch_size * world:,}")
-        run = plan(options.at_batch(batch_size * world, options.accumulate), source, pixels)
-        run = replace(run, batch_size=batch_size)
+        planned = _planned(options, batch_size, measured[-1][0] if measured else 0, source, pixels)
+        if planned is None:
+            break
+        tell(f"trying batches of {planned.batch_size:,}")
+        run = replace(planned, batch_size=planned.batch_size // world)
+        batch_size = run.batch_size
         taken = step_memory(run, num_classes=source.num_classes, num_images=source.num_listed)
         if taken is None or taken > limit:
             too_large.append((batch_size, taken))
@@ -155,14 +185,31 @@ def _largest(options: Options, source: Source, pixels: Tensor | None, tell: Call
         if batch_size <= measured[-1][0]:
             break
     if not measured:
+        size = options.image_size or source.height
         raise ValueError(
-            f"not even {batch_size} images of {run.image_size} px fit in the {free / 2**30:.1f} GiB that are free; "
-            "use a smaller --backbone or --image-size"
+            f"not even {batch_size} images of {size} px fit in the {free / 2**30:.1f} GiB that are free; use a smaller "
+            "--backbone or --image-size"
         )
     batch_size, taken = measured[-1]
     if batch_size < most:
         why = f"a step takes {taken / 2**30:.1f} GiB of the {free / 2**30:.1f} that are free"
     return batch_size, why
+
+
+def _planned(options: Options, batch_size: int, above: int, source: Source, pixels: Tensor | None) -> Run | None:
+    """The plan of a batch, or of the next smaller one that the method's arguments allow (a queue must be a multiple of
+    it); None where there is none above one that is known to fit."""
+    world = launched()[0]
+    refused: ValueError | None = None
+    while batch_size > above:
+        try:
+            return plan(options.at_batch(batch_size * world, options.accumulate), source, pixels)
+        except ValueError as error:
+            refused = refused or error
+            batch_size -= MULTIPLE
+    if above == 0 and refused is not None:
+        raise refused
+    return None
 
 
 def _fitting(measured: list[tuple[int, int]], too_large: list[tuple[int, int | None]], limit: int) -> int:

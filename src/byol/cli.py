@@ -248,6 +248,8 @@ def estimate(
         device=None if device is None else device.value,
         tile=tile,
     )
+    if options.budget is not None:
+        _fail("an estimate is of a number of steps, which a budget is not; give --epochs or --steps")
     _must_exist(data)
     from byol.console import Terminal, grid, stdout
     from byol.estimate import estimate as run_estimate

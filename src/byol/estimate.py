@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from byol.capacity import disk_bytes, largest_batch, step_flops
+from byol.capacity import disk_bytes, estimated_memory, largest_batch, step_flops
 from byol.options import Options
 from byol.pipeline import Observer, duration, how_to_open, open_for_training, ready, summary
 from byol.plan import plan
@@ -35,13 +35,14 @@ def estimate(data: str, options: Options, observer: Observer) -> tuple[dict[str,
     with tempfile.TemporaryDirectory() as nothing:
         training, _ = ready(run, source, pixels, Path(nothing), 1.0)
         opened = time.perf_counter() - began
-        rate = training.measure_rate(TRIAL_SECONDS)
+        rate = training.measure_rate(TRIAL_SECONDS, loading=True)
     look = 0.0
     if training.hold_out is not None:
         before = time.perf_counter()
-        training.hold_out.look(training.method, 0)
+        with training.fabric.autocast():
+            training.hold_out.look(training.method, 0)
         look = time.perf_counter() - before
-    memory = training.peak_memory()
+    memory = estimated_memory(training)
     looks = 1 + math.ceil(run.total_steps / run.evaluate_every_steps)
     flops = step_flops(training)
     images = run.total_steps * run.images_per_step

@@ -75,7 +75,7 @@ def evaluate_run(
     found_columns = [own] if BACKBONE in columns else []
     found_columns += [raw_pixels(spec.image_size, spec.channels)] if RAW_PIXELS in columns else []
     found_columns += [scratch] if scratch is not None and UNTRAINED in columns else []
-    found_columns += [baseline(name, own) for name in baselines if name != SUPERVISED]
+    found_columns += [baseline(name, own, range_of(description)) for name in baselines if name != SUPERVISED]
     if twice := [name for name, count in Counter(c.name for c in found_columns).items() if count > 1]:
         raise ValueError(f"--baseline {twice[0]} is there twice; rename the directory of one")
     evaluated = evaluate(

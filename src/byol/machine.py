@@ -33,18 +33,25 @@ def available_memory() -> int | None:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
         left.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
-    with contextlib.suppress(OSError, StopIteration, ValueError):  # "max" is no number
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
         own = next(line.removeprefix("0::/") for line in lines if line.startswith("0::"))
         group = Path("/sys/fs/cgroup") / own
-        limit, used = (int((group / name).read_text("utf-8")) for name in ("memory.max", "memory.current"))
-        # Files that were read count as used until something else wants the memory.
-        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text("utf-8"), re.MULTILINE)
-        left.append(limit - used + (int(cached[1]) if cached else 0))
+        left += [room for each in (group, *group.parents) if (room := _room(each)) is not None]
     if not left:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
             left.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return min(left, default=None)
+
+
+def _room(group: Path) -> int | None:
+    """Bytes that a control group leaves; None where it sets no limit."""
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limit, used = (int((group / name).read_text("utf-8")) for name in ("memory.max", "memory.current"))
+        # Files that were read count as used until something else wants the memory.
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text("utf-8"), re.MULTILINE)
+        return limit - used + (int(cached[1]) if cached else 0)
+    return None
 
 
 def _status(name: str) -> int | None:

@@ -27,7 +27,7 @@ from byol.evaluate.columns import (
 from byol.evaluate.labelled import Parts, apart, labelled_of, with_classes_of
 from byol.evaluate.labelled import load as load_part
 from byol.evaluate.protocols import Settings
-from byol.export import DESCRIPTION, load, read_description, start_from
+from byol.export import DESCRIPTION, load, range_of, read_description, start_from
 from byol.names import PRETRAINED, backbones, split_tag, unknown
 from byol.run import Run
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View
@@ -53,6 +53,8 @@ def open_images(
     source = open_source(data, part=part, channels=channels)
     if source.deep:
         source = source.with_range(value_range) if value_range else measured(source)
+    elif value_range is not None:
+        raise DataError(f"{data} holds 8-bit gray or RGB images, and the backbone was trained on other values")
     return _told(source, labels, groups, say)
 
 
@@ -119,9 +121,10 @@ def device_of(settings: Settings) -> str:
     return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def baseline(name: str, like: Column) -> Column:
+def baseline(name: str, like: Column, value_range: Range | None = None) -> Column:
     """A network to stand beside a backbone: a run, timm:NAME.TAG, or NAME=FILE.safetensors, a timm model with local
-    weights. like: the backbone, whose input size a timm model gets. Networks for colour take gray images too."""
+    weights. like: the backbone, whose input size a timm model gets; value_range: of its images. Networks for colour
+    take gray images too."""
     assert isinstance(like.network, Encoder)
     channels = like.network.spec.channels
     if (Path(name) / DESCRIPTION).is_file():
@@ -129,6 +132,8 @@ def baseline(name: str, like: Column) -> Column:
         used = " (used labels)" if description.get("used_labels") else ""
         own = replace(own, name=Path(name).resolve().name + used)
         if spec.channels == channels:
+            if range_of(description) != value_range:
+                raise ValueError(f"--baseline {name} was trained on another value_range; evaluate it by itself")
             return own
         if (spec.channels, channels) != (3, 1):
             raise ValueError(f"--baseline {name} takes images of {spec.channels} channels, the backbone of {channels}")

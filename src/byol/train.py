@@ -278,27 +278,30 @@ class Training:
             p.numel() for p in self.networks.method.parameters() if not p.requires_grad
         )
 
-    def measure_rate(self, seconds: float = 1.0) -> float:
+    def measure_rate(self, seconds: float = 1.0, *, loading: bool = False) -> float:
         """Images/s that trial steps on a copy of the networks reach, the median; the run itself is not touched.
 
-        seconds: about how long to try.
+        seconds: about how long to try. loading: how long steps wait for images that workers make counts too, by the
+        mean, once those made ahead are used up; else the networks alone.
         """
         most = math.ceil(10 * seconds)
+        ahead = 3 if loading and self.loader.pixels is None else 1  # of each worker, and the one that warms up
         networks = copy.deepcopy(self.networks)
         module, optimizer = self.fabric.setup(networks, make_optimizer(self.run, networks))
         batches = self.loader.batches(0, most)
         taken: list[float] = []
         # The first one warms up; of steps that take seconds one more has to do.
-        while len(taken) < most and (len(taken) < 2 or sum(taken[1:]) < seconds):
+        while len(taken) < most and (len(taken) < ahead + 1 or sum(taken[ahead:]) < seconds):
             start = time.perf_counter()
             batch = next(batches)
-            if self.loader.pixels is None:  # made by workers, meanwhile
+            if self.loader.pixels is None and not loading:  # made by workers, meanwhile
                 start = time.perf_counter()
             train_step(self.run, 0, module, networks.method, optimizer, [batch], self.fabric.backward)
             if self.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
             taken.append(agreed(time.perf_counter() - start))  # all processes try as often
-        return self.run.batch_size / statistics.median(taken[1:])
+        found = statistics.mean(taken[ahead:]) if ahead > 1 else statistics.median(taken[1:])
+        return self.run.batch_size / found
 
     def fit(self, observe: Callable[[Progress], None], *, resume: bool = False, budget: Budget | None = None) -> None:
         """Train to the end, writing metrics, checkpoints and at last the backbone. budget: when to end, by planning

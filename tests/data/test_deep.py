@@ -59,7 +59,8 @@ def plates(tmp_path):
     ("name", "shape", "dtype", "how", "expected"),
     [
         ("gray", (20, 30), "u2", {}, (20, 30, 1, 16)),
-        ("colour", (20, 30, 3), "u1", {"photometric": "rgb"}, (20, 30, 3, 8)),
+        ("colour", (20, 30, 3), "u1", {"photometric": "rgb"}, (20, 30, 3, 0)),
+        ("three stains", (3, 20, 30), "u1", {"imagej": True, "metadata": {"axes": "CYX"}}, (20, 30, 3, 8)),
         ("channels first", (5, 20, 30), "u2", {"imagej": True, "metadata": {"axes": "CYX"}}, (20, 30, 5, 16)),
         ("ome float", (2, 20, 30), "f4", {"ome": True, "metadata": {"axes": "CYX"}}, (20, 30, 2, 32)),
         ("deflate", (20, 30, 4), "u2", {"compression": "zlib", "planarconfig": "contig"}, (20, 30, 4, 16)),
@@ -162,7 +163,7 @@ def test_most_images_decide_whether_values_count(tmp_path):
     source = open_source(tmp_path)
     assert source.deep and source.channels == 1
     assert int(source.values(int(source.ids[-1])).max()) in range(300, 65536)
-    assert sum("3 channels, not 1" in reason for _, _, reason in source.skipped) == 5
+    assert sum("3 channels of 8 bits, not 1 channels of 16" in reason for _, _, reason in source.skipped) == 5
     with pytest.raises(DataError, match="channels=5 is for folders and arrays"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
         import pyarrow as pa
@@ -315,3 +316,126 @@ def test_the_command_takes_channels(plates, tmp_path, monkeypatch, capsys):
     code, said = run("pretrain", plates, "--out", tmp_path / "p", "--channels", 4)
     assert code == 2 and "channels=4" in said.err and said.err.count("\n") == 1
     assert BYOL_T.channelwise is False
+
+
+def pixel(source, i=0):
+    return source.read(int(source.ids[i]))[0, 0].tolist()
+
+
+def test_three_channels_of_eight_bits_that_are_no_colours_stay_three(tmp_path):
+    image = np.stack([np.full((12, 12), v, np.uint8) for v in (10, 20, 30)])
+    for i in range(3):
+        tifffile.imwrite(tmp_path / f"{i}.tif", image, imagej=True, metadata={"axes": "CYX"})
+    source = measured(open_source(tmp_path))
+    assert (source.channels, source.deep, source.is_rgb) == (3, True, False)
+    assert pixel(source) == pytest.approx([10, 20, 30], abs=1e-4)
+    for i in range(9):
+        Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    source = open_source(tmp_path)
+    assert not source.deep and len(source) == 9 and "most images are 8-bit" in source.skipped[0][2]
+
+
+def test_plain_tiffs_and_arrays_are_read_as_ever(tmp_path):
+    colour = Image.fromarray(np.full((12, 14, 3), (200, 100, 50), np.uint8))
+    kinds = {
+        "rgb": colour,
+        "palette": colour.quantize(4),
+        "bits": Image.new("1", (14, 12), 1),
+        "cmyk": colour.convert("CMYK"),
+    }
+    clear = Image.new("RGBA", (14, 12), (9, 9, 9, 0))
+    for name, image in (kinds | {"clear": clear}).items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(2):
+            image.save(folder / f"{i}.tif")
+        source = open_source(folder)
+        assert not source.deep and (source.height, source.width) == (12, 14), name
+        assert pixel(source) == (
+            [255] if name == "bits" else [255] * 3 if name == "clear" else pytest.approx([200, 100, 50], abs=2)
+        ), name
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (tmp_path / "turned").mkdir()
+    for i in range(2):
+        colour.save(tmp_path / "turned" / f"{i}.tif", exif=turned)
+        colour.save(tmp_path / "turned" / f"jpeg{i}.tif", "JPEG")
+    source = open_source(tmp_path / "turned")
+    assert len(source) == 4
+    assert [source.read(i).shape for i in range(4)] == [(*source.header(i)[:2], 3) for i in range(4)]
+    assert source.read(0).shape == (14, 12, 3) and source.read(2).shape == (12, 14, 3)
+    (tmp_path / "arrays").mkdir()
+    for i in range(2):
+        np.save(tmp_path / "arrays" / f"{i}.npy", np.full((12, 14, 3), (1, 2, 3), np.uint8))
+    source = open_source(tmp_path / "arrays")
+    assert source.is_rgb and pixel(source) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.full((4, 9, 9), -3, np.int8), 0.0),
+        (np.full((4, 9, 9), 65535, np.uint16), 0.0),
+        (np.full((4, 9, 9), 10**9, np.int32), 0.0),
+        (np.full((4, 9, 9), -3.4e38, np.float32), 0.0),
+    ],
+)
+def test_values_at_the_ends_of_their_types_are_in_range(tmp_path, array, expected):
+    np.save(tmp_path / "a.npy", array)
+    source = measured(open_source(tmp_path / "a.npy"))
+    assert source.deep
+    assert (source.read(0) == expected).all()
+    ((low, high),) = source.value_range
+    assert high > low and np.float32(high) > np.float32(low)
+
+
+def test_large_integers_that_differ_little_stay_apart(tmp_path):
+    np.save(tmp_path / "a.npy", 10**9 + np.arange(4 * 81).reshape(4, 9, 9).astype(np.int32))
+    source = open_source(tmp_path / "a.npy").with_range(((10**9, 10**9 + 323.0),))
+    assert len(np.unique(source.read(2))) == 81
+
+
+def test_images_of_other_bits_are_skipped_and_other_kinds_of_data_refused(plates, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((9, 9), 4000 + i, np.uint16)).save(folder / f"deep{i}.png")
+    for i in range(4):
+        Image.fromarray(np.full((9, 9), 200, np.uint8)).save(folder / f"plain{i}.png")
+    source = open_source(folder)
+    assert source.deep and len(source) == 6
+    assert source.skipped[0][2] == "1 channels of 8 bits, not 1 channels of 16"
+    from byol.subject import baseline, open_images, read_backbone
+
+    with pytest.raises(DataError, match="trained on other values"):
+        open_images("digits", channels=1, value_range=((0.0, 4095.0),))
+    for name, top in (("a", 40000), ("b", 50000)):
+        pretrain(str(plates), tmp_path / name, replace(SMALL, value_range=(0, top)))
+    description, _, own = read_backbone(tmp_path / "a")
+    assert baseline(str(tmp_path / "a"), own, range_of(description)).name == "a"
+    with pytest.raises(ValueError, match="another value_range"):
+        baseline(str(tmp_path / "b"), own, range_of(description))
+
+
+def test_headers_kept_for_some_channels_are_not_those_for_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("BYOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("byol.data.folder.KEEP_FROM_FILES", 2)
+    (tmp_path / "pages").mkdir()
+    for i in range(3):
+        tifffile.imwrite(tmp_path / "pages" / f"{i}.tif", stack(i))
+    assert open_source(tmp_path / "pages").channels == 1
+    for _ in range(2):
+        assert open_source(tmp_path / "pages", channels=5).channels == 5
+
+
+def test_an_evaluation_reads_images_as_the_backbone_s_were(plates, tmp_path):
+    run = pretrain(str(plates), tmp_path / "run", replace(SMALL, value_range=(0, 65535)))
+    from byol.evaluate.columns import RAW_PIXELS
+    from byol.subject import open_parts
+
+    parts = open_parts(str(plates), None, channels=5, value_range=run.value_range)
+    expected = parts.train.source.values(int(parts.train.source.ids[0])) / 65535 * 255
+    np.testing.assert_allclose(parts.train.pixels[0].permute(1, 2, 0).numpy(), expected, rtol=1e-5, atol=1e-3)
+    found = evaluate_run(tmp_path / "run", str(plates), settings=Settings(protocols=("knn",)))
+    train_x, _ = found.features[RAW_PIXELS]
+    assert np.asarray(train_x[0], np.float32).max() == pytest.approx(float(expected.max()) / 255, abs=0.1)

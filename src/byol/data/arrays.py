@@ -70,7 +70,9 @@ class Arrays:
         return height, width, channels
 
     def look(self, position: int) -> tuple[int, int, int, int]:
-        return (*self.header(position), deep.bits(self.images.dtype))
+        shape = self.header(position)
+        plain = self.images.dtype == np.uint8 and shape[2] in (1, 3)
+        return (*shape, 0 if plain else deep.bits(self.images.dtype))
 
     def values(self, position: int, channels: int) -> np.ndarray:
         return np.array(self.images[position])

@@ -119,9 +119,10 @@ def header(data: bytes | Path | str) -> tuple[int, int, int]:
 
 
 def look(data: bytes | Path | str) -> tuple[int, int, int, int]:
-    """(height, width, channels, bits a value) of an image, from the file's header alone, or `Unusable`.
+    """(height, width, channels, depth) of an image, from the file's header alone, or `Unusable`.
 
-    The first three are those of `decode(data)`; bits are 16 or 32 of gray images that have more than the 8 it keeps.
+    The first three are those of `decode(data)`; depth is 0, or of gray images that have more than the 8 bits it keeps,
+    16 or 32.
 
     data: the file's bytes, or its path: as text, for a pathlib.Path takes longer to make than a header to read.
 
@@ -131,13 +132,13 @@ def look(data: bytes | Path | str) -> tuple[int, int, int, int]:
         return found
     with opened(Path(data) if isinstance(data, str) else data) as (image, stream):
         channels = _num_channels(image.mode)
-        bits = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 8
+        depth = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 0
         width, height = image.size
         if image.format == "TIFF":  # Pillow reports the upright size
-            return height, width, channels, bits
+            return height, width, channels, depth
         if image.format == "PNG" and _exif_follows_pixels(stream):
             image.load()
-        return (width, height, channels, bits) if _orientation(image) >= 5 else (height, width, channels, bits)
+        return (width, height, channels, depth) if _orientation(image) >= 5 else (height, width, channels, depth)
 
 
 def _quick_header(data: bytes | Path | str) -> tuple[int, int, int, int] | None:
@@ -157,12 +158,12 @@ def _quick_header(data: bytes | Path | str) -> tuple[int, int, int, int] | None:
             os.close(file)
     if beginning.startswith(b"\xff\xd8"):
         found = jpeg_header(beginning)
-        return (*found[:3], 8) if found is not None and found[3] else None
+        return (*found[:3], 0) if found is not None and found[3] else None
     return _png_header(beginning)
 
 
 def _png_header(data: bytes) -> tuple[int, int, int, int] | None:
-    """(height, width, channels, bits) of a PNG that is all there and says nothing of being turned."""
+    """(height, width, channels, depth) of a PNG that is all there and says nothing of being turned."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR") or len(data) < 33:
         return None
     width, height, bits, kind, *_, crc = struct.unpack_from(">IIBBBBBI", data, 16)
@@ -175,7 +176,7 @@ def _png_header(data: bytes) -> tuple[int, int, int, int] | None:
         length, name = struct.unpack_from(">I4s", data, position)
         if name == b"IEND":
             # Of colour, and of gray with alpha, Pillow keeps the high bytes.
-            shape = height, width, 1 if kind in (0, 4) else 3, 16 if (bits, kind) == (16, 0) else 8
+            shape = height, width, 1 if kind in (0, 4) else 3, 16 if (bits, kind) == (16, 0) else 0
             return shape if has_pixels else None
         if name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
             return None

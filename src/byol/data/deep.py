@@ -6,9 +6,9 @@ They are read value for value, and a range for each channel, measured once, says
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,23 +20,68 @@ ARRAY = ".npy"
 INSTALL = "pip install 'byol[tiff]' reads more kinds of TIFF"
 
 
+class _Array(NamedTuple):
+    """What a file holds. shape: [H, W, C]. named: whether it has channels that it does not call samples of a colour."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    named: bool
+    load: Callable[[], np.ndarray]
+
+
 def is_deep_name(file: str) -> bool:
     """Whether a file of that name is looked at here."""
     return file.lower().endswith((*TIFF, ARRAY))
 
 
 def look(path: str, channels: int | None) -> tuple[int, int, int, int]:
-    """(height, width, channels, bits) of a TIFF or .npy file by its header, or `Unusable`. bits: 8, 16, or 32 for
-    floats and longer integers. channels: how many are wanted; pages without a meaning are channels where they are so
-    many, else the first one counts."""
-    with _array_of(path, channels) as (shape, dtype, _):
-        return (*shape, bits(dtype))
+    """(height, width, channels, depth) of a TIFF or .npy file by its header, or `Unusable`.
+
+    depth: 0 of 8-bit gray and RGB; else the bits of a value, 32 for floats and longer integers. channels: how many are
+    wanted; pages without a meaning are channels where they are so many, else the first one counts.
+    """
+    try:
+        with _opened(path, channels) as found:
+            seen = (*found.shape, bits(found.dtype))
+            if found.named or seen[3] > 8:
+                return seen
+    except Unusable as error:
+        return _by_pillow(path, error)
+    if path.lower().endswith(ARRAY):
+        return seen if seen[2] not in (1, 3) else (*seen[:3], 0)
+    try:  # palettes, transparency and how an image is turned are Pillow's to know
+        return decode.look(path)
+    except Unusable:
+        return seen
 
 
 def values(path: str, channels: int | None) -> np.ndarray:
-    """[H, W, C] of the file's own numbers, or `Unusable`."""
-    with _array_of(path, channels) as (_, _, load):
-        return np.ascontiguousarray(load())
+    """[H, W, C] of the numbers of what `look` finds, or `Unusable`."""
+    if look(path, channels)[3] == 0:
+        return pixels(path)
+    try:
+        with _opened(path, channels) as found:
+            return np.ascontiguousarray(found.load())
+    except Unusable:
+        return pillow_values(path)
+
+
+def pixels(path: str) -> np.ndarray:
+    """[H, W, 1 or 3] uint8 of an 8-bit image, or of what `decode` makes one of."""
+    if not path.lower().endswith(ARRAY):
+        return decode.decode(Path(path))
+    with _opened(path, None) as found:
+        if found.dtype != np.uint8 or found.shape[2] not in (1, 3):
+            raise Unusable(f"{found.dtype} of {found.shape[2]} channels, and most images are 8-bit gray or RGB")
+        return np.ascontiguousarray(found.load())
+
+
+def pillow_values(path: str) -> np.ndarray:
+    """[H, W, C] of the numbers in a file that Pillow reads: 16 bits or floats where it keeps them, else `decode`'s."""
+    with decode.opened(Path(path)) as (image, _):
+        if image.mode.startswith("I") or image.mode == "F":
+            return np.array(image)[..., None]
+    return decode.decode(Path(path))
 
 
 def bits(dtype: np.dtype) -> int:
@@ -44,62 +89,6 @@ def bits(dtype: np.dtype) -> int:
     if dtype.kind not in "uif":
         raise Unusable(f"its values are {dtype}")
     return min(8 * dtype.itemsize, 32) if dtype.kind in "ui" else 32
-
-
-@contextlib.contextmanager
-def _array_of(path: str, channels: int | None) -> Iterator[tuple[tuple[int, int, int], np.dtype, Any]]:
-    """(its shape [H, W, C], its dtype, a function that reads it); whatever goes wrong becomes `Unusable`."""
-    try:
-        if path.lower().endswith(ARRAY):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if array.ndim not in (2, 3) or 0 in array.shape:
-                raise Unusable(f"an array of shape {array.shape}, not of [H, W], [H, W, C] or [C, H, W]")
-            array = channels_last(array, channels) if array.ndim == 3 else array[..., None]
-            yield array.shape, array.dtype, lambda: np.array(array)
-            return
-        try:
-            import tifffile
-        except ImportError:
-            yield from _by_pillow(path)
-            return
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            order = _axes(series.axes, series.shape, channels)
-
-            def arranged(whole: np.ndarray) -> np.ndarray:
-                picked = whole[tuple(slice(None) if keep else 0 for keep in order[0])]
-                return picked.transpose(order[1]).reshape(order[2])
-
-            yield order[2], np.dtype(series.dtype), lambda: arranged(series.asarray())
-    except Unusable:
-        raise
-    except Exception as error:  # decoders raise nearly anything on bytes made to break them
-        raise Unusable(decode.reason(error)) from error
-
-
-def _by_pillow(path: str) -> Iterator[tuple[tuple[int, int, int], np.dtype, Any]]:
-    """The same of what Pillow reads: one channel of 16 bits or floats, and 8-bit images."""
-    try:
-        *shape, depth = decode.look(path)
-    except Unusable as error:
-        raise Unusable(f"{error}; {INSTALL}") from error
-    yield (shape[0], shape[1], shape[2]), np.dtype({8: "u1", 16: "u2", 32: "f4"}[depth]), lambda: pillow_values(path)
-
-
-def _axes(
-    axes: str, shape: tuple[int, ...], channels: int | None
-) -> tuple[list[bool], list[int], tuple[int, int, int]]:
-    """(which axes are kept, their order, height, width and channels) of a TIFF whose axes have these letters."""
-    if "Y" not in axes or "X" not in axes:
-        raise Unusable(f"axes {axes} of shape {shape}")
-    of_channels = [i for i, name in enumerate(axes) if name in "CS"]
-    if not of_channels:  # pages that nothing is said of
-        of_channels = [i for i, name in enumerate(axes) if name in "QI" and shape[i] == channels]
-    kept = [axes.index("Y"), axes.index("X"), *of_channels]
-    count = int(np.prod([shape[i] for i in of_channels], dtype=int))
-    places = sorted(kept)
-    order = [places.index(i) for i in kept]
-    return [i in kept for i in range(len(axes))], order, (shape[kept[0]], shape[kept[1]], count)
 
 
 def channels_last(array: np.ndarray, channels: int | None) -> np.ndarray:
@@ -112,9 +101,54 @@ def channels_last(array: np.ndarray, channels: int | None) -> np.ndarray:
     return array if is_last else np.moveaxis(array, -3, -1)
 
 
-def pillow_values(path: str) -> np.ndarray:
-    """[H, W, C] of the numbers in a file that Pillow reads: 16 bits or floats where it keeps them, else `decode`'s."""
-    with decode.opened(Path(path)) as (image, _):
-        if image.mode.startswith("I") or image.mode == "F":
-            return np.array(image)[..., None]
-    return decode.decode(Path(path))
+def _by_pillow(path: str, why: Unusable) -> tuple[int, int, int, int]:
+    """What `look` gives of a file that tifffile does not read, or of any TIFF where it is not installed."""
+    if path.lower().endswith(ARRAY):
+        raise why
+    try:
+        return decode.look(path)
+    except Unusable as error:
+        raise (Unusable(f"{error}; {INSTALL}") if isinstance(why.__cause__, ImportError) else why) from error
+
+
+@contextlib.contextmanager
+def _opened(path: str, channels: int | None) -> Iterator[_Array]:
+    """An array, or a TIFF by tifffile; whatever goes wrong becomes `Unusable`."""
+    try:
+        if path.lower().endswith(ARRAY):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.ndim not in (2, 3) or 0 in array.shape:
+                raise Unusable(f"an array of shape {array.shape}, not of [H, W], [H, W, C] or [C, H, W]")
+            array = channels_last(array, channels) if array.ndim == 3 else array[..., None]
+            yield _Array(array.shape, array.dtype, False, lambda: np.array(array))
+            return
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            yield _of_series(file.series[0], channels)
+    except Unusable:
+        raise
+    except Exception as error:  # decoders raise nearly anything on bytes made to break them
+        raise Unusable(decode.reason(error)) from error
+
+
+def _of_series(series: object, channels: int | None) -> _Array:
+    """tifffile's first series, arranged by the letters of its axes: S are samples, C channels, Q and I pages of which
+    nothing is said."""
+    axes, shape = series.axes, series.shape  # type: ignore[attr-defined]
+    if "Y" not in axes or "X" not in axes:
+        raise Unusable(f"axes {axes} of shape {shape}")
+    of_channels = [i for i, name in enumerate(axes) if name in "CS"]
+    if not of_channels:
+        of_channels = [i for i, name in enumerate(axes) if name in "QI" and shape[i] == channels]
+    kept = [axes.index("Y"), axes.index("X"), *of_channels]
+    places = sorted(kept)
+    arranged = shape[kept[0]], shape[kept[1]], int(np.prod([shape[i] for i in of_channels], dtype=int))
+
+    def load() -> np.ndarray:
+        whole = series.asarray()  # type: ignore[attr-defined]
+        picked = whole[tuple(slice(None) if i in kept else 0 for i in range(whole.ndim))]
+        return picked.transpose([places.index(i) for i in kept]).reshape(arranged)
+
+    named = any(axes[i] != "S" and shape[i] > 1 for i in of_channels)
+    return _Array(arranged, np.dtype(series.dtype), named, load)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import stat
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from byol.data import deep
-from byol.data.decode import Unusable, decode, is_image_name, look
+from byol.data.decode import Unusable, decode, is_image_name, look, to_channels
 from byol.data.parquet import from_parquet
 from byol.data.source import NUM_THREADS, DataError, Part, Source, no_test_part, shown, verified
 
@@ -48,7 +49,8 @@ def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Sour
     for file, num_bytes, changed in found:
         digest.update(os.fsencode(f"{file}\0{num_bytes}\0"))
         now.update(changed.to_bytes(8, "little", signed=True))
-    now.update(digest.digest())
+    # What the headers say follows from these too.
+    now.update(digest.digest() + f"{channels} {importlib.util.find_spec('tifffile') is not None}".encode())
     kept_as = now.hexdigest()[:32] if len(files) >= KEEP_FROM_FILES else None
     source = verified(
         name, Files(root, files, channels), len(files), digest.hexdigest(), labels, channels, kept_as=kept_as
@@ -82,6 +84,8 @@ class Files:
         return deep.values(path, channels) if deep.is_deep_name(file) else deep.pillow_values(path)
 
     def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
+        if self.files[position].lower().endswith(deep.ARRAY):
+            return to_channels(deep.pixels(f"{self.root}/{self.files[position]}"), channels)
         return decode(self.root / self.files[position], channels, reduce)
 
     def name(self, position: int) -> str:

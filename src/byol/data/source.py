@@ -25,6 +25,8 @@ T = TypeVar("T")
 NUM_THREADS = 8
 MEASURED_IMAGES, MEASURED_PIXELS = 2000, 4096
 """Images whose range is measured, and pixels of each: so many that a thousandth of them is thousands."""
+MEASURED_VALUES = 2**25
+"""Of all channels together, held in memory."""
 MEASURED_SHARE = 0.001
 KEPT_LISTINGS = 20
 
@@ -51,7 +53,8 @@ class Listing(Protocol):
 
 @runtime_checkable
 class Deep(Listing, Protocol):
-    """A listing that also knows images value for value. `look`: `header` and the bits of a value."""
+    """A listing that also knows images value for value. `look`: `header`, and 0 of 8-bit gray and RGB, else the bits of
+    a value."""
 
     def look(self, position: int) -> tuple[int, int, int, int]: ...
     def values(self, position: int, channels: int) -> np.ndarray: ...
@@ -127,11 +130,12 @@ class Source:
         if not self.deep:
             return self.listing.read(self._position(image_id), self.channels, reduce)
         assert self.value_range is not None, "given by whoever opened the source"
-        low, high = np.array(self.value_range, np.float32).T
-        found = self.values(image_id).astype(np.float32)
-        found -= low
-        found *= 255 / (high - low)
-        return found.clip(0, 255, out=found)
+        low, high = np.array(self.value_range).T
+        values = self.values(image_id)
+        # What float32 cannot hold would be rounded before it is compared.
+        exact: type[np.float32] | type[np.float64] = np.float32 if values.dtype.itemsize <= 2 else np.float64
+        found = (values.astype(exact) - low.astype(exact)) * (255 / (high - low)).astype(exact)
+        return found.clip(0, 255, out=found).astype(np.float32)
 
     def values(self, image_id: int) -> np.ndarray:
         """[H, W, channels] of a deep image's own numbers; `Unusable` where they are not that, or not finite."""
@@ -265,25 +269,29 @@ def verified(
     """Read every header and drop what is unusable. labels: [num_listed] int64, negative where unknown.
 
     channels: that are wanted; None takes 3 if any image has colour, else 1; of images that are deep (more than half are
-    not 8-bit gray or RGB) as many as most of them have, and the others are unusable. kept_as: what tells this listing,
-    as it is now, from all others; then its headers are read once.
+    not 8-bit gray or RGB) as many as most of them have, and the others, and those of other bits, are unusable.
+    kept_as: what tells this listing, as it is now, from all others; then its headers are read once.
     """
     shapes, reasons = _headers(listing, num_listed, kept_as)
     usable = shapes[:, 0] > 0
     if channels not in (None, 1, 3) and not isinstance(listing, Deep):
         raise DataError(f"{shown(name)} holds 8-bit gray and RGB images; channels={channels} is for folders and arrays")
-    strange = usable & ((shapes[:, 3] > 8) | ~np.isin(shapes[:, 2], (1, 3)))
+    kinds = np.stack([shapes[:, 2], np.where(shapes[:, 3] == 0, 8, shapes[:, 3])], axis=1)
+    strange = usable & (shapes[:, 3] > 0)
     deep = isinstance(listing, Deep) and (channels not in (None, 1, 3) or strange.sum() > usable.sum() / 2)
     if deep:
-        counts, num_of = np.unique(shapes[usable, 2], return_counts=True)
-        if channels is not None and channels not in counts:
-            found = " or ".join(map(str, counts.tolist()))
-            raise DataError(f"{shown(name)} has no image of channels={channels}; its images have {found}")
-        channels = channels or int(counts[num_of.argmax()])
-        others, why = usable & (shapes[:, 2] != channels), f"{{}} channels, not {channels}"
+        wanted = usable if channels is None else usable & (shapes[:, 2] == channels)
+        if not wanted.any():
+            found = " or ".join(map(str, np.unique(shapes[usable, 2]).tolist()))
+            raise DataError(f"{shown(name)} has no image of channels={channels}; its images have {found or 'none'}")
+        each, num_of = np.unique(kinds[wanted], axis=0, return_counts=True)
+        channels, depth = each[num_of.argmax()].tolist()
+        others, why = usable & (kinds != each[num_of.argmax()]).any(1), f", not {channels} channels of {depth}"
     else:
-        others, why = usable & ~np.isin(shapes[:, 2], (1, 3)), "{} channels, and most images are gray or RGB"
-    reasons = sorted([*reasons, *((int(i), why.format(shapes[i, 2])) for i in np.flatnonzero(others))])
+        # Gray of more bits has its 8-bit meaning, see `decode`.
+        others, why = strange & (shapes[:, 2] != 1), ", and most images are 8-bit gray or RGB"
+    found_else = ((int(i), f"{kinds[i, 0]} channels of {kinds[i, 1]} bits{why}") for i in np.flatnonzero(others))
+    reasons = sorted([*reasons, *found_else])
     usable &= ~others
     ids = np.flatnonzero(usable)
     skipped = tuple((position, shown(listing.name(position)), reason) for position, reason in reasons)
@@ -316,13 +324,14 @@ def measured(source: Source, progress: Callable[[int, int], None] | None = None)
     else. 8-bit values keep their full range. progress: (done, total) images.
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(MEASURED_IMAGES, len(source))).astype(np.int64))
+    num = max(64, min(MEASURED_PIXELS, MEASURED_VALUES // (len(rows) * source.channels)))
 
     def drawn(chosen: np.ndarray) -> list[np.ndarray]:
         found = []
         for row in chosen.tolist():
             with contextlib.suppress(Unusable):
                 pixels = source.values(int(source.ids[row])).reshape(-1, source.channels)
-                found.append(pixels[np.random.default_rng(row).integers(0, len(pixels), MEASURED_PIXELS)])
+                found.append(pixels[np.random.default_rng(row).integers(0, len(pixels), num)])
         return found
 
     samples, done = list[np.ndarray](), 0
@@ -337,9 +346,11 @@ def measured(source: Source, progress: Callable[[int, int], None] | None = None)
         ends = np.array([[0.0, 255.0]] * source.channels)
     else:
         every = np.concatenate(samples)
-        low = np.quantile(every, MEASURED_SHARE, axis=0, method="lower")
-        high = np.quantile(every, 1 - MEASURED_SHARE, axis=0, method="higher")
-        ends = np.stack([low, np.where(high > low, high, low + 1)], axis=1).astype(np.float64)
+        low = np.quantile(every, MEASURED_SHARE, axis=0, method="lower").astype(np.float64)
+        high = np.quantile(every, 1 - MEASURED_SHARE, axis=0, method="higher").astype(np.float64)
+        # A channel of one value gets a range that its neighbours in float32 lie outside of.
+        wide = np.maximum(1, 4 * np.abs(np.spacing(low.astype(np.float32)))).astype(np.float64)
+        ends = np.stack([low, np.where(high > low, high, low + wide)], axis=1)
     values = (np.concatenate(samples) - ends[:, 0]) / (ends[:, 1] - ends[:, 0])
     values = values.clip(0, 1)
     mean, std = values.mean(axis=0), np.maximum(values.std(axis=0), 0.01)
@@ -349,7 +360,7 @@ def measured(source: Source, progress: Callable[[int, int], None] | None = None)
 
 
 def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """([num_listed, 4] int32: height, width, channels, bits, zeros for what is unusable; position and reason of
+    """([num_listed, 4] int32: height, width, channels, depth, zeros for what is unusable; position and reason of
     each)."""
     directory = cache_directory() / "listings"
     kept = directory / f"{kept_as}.npz"
@@ -383,7 +394,7 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
 
 def _look(listing: Listing, positions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """What `_headers` gives, of some positions."""
-    look = listing.look if isinstance(listing, Deep) else lambda position: (*listing.header(position), 8)
+    look = listing.look if isinstance(listing, Deep) else lambda position: (*listing.header(position), 0)
     shapes, unusable = np.zeros((len(positions), 4), np.int32), list[tuple[int, str]]()
     for row, position in enumerate(positions.tolist()):
         try:

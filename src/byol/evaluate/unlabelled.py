@@ -70,10 +70,11 @@ def view_pairs(
     seed: int,
     num_images: int = MOST_IMAGES,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Two views of images evenly spaced over a source: (rows [N] int64, first, second [N, C, size, size] uint8).
+    """Two views of images evenly spaced over a source: (rows [N] int64, first, second [N, C, size, size] in 0-255).
 
     The views are drawn as of HOLD_OUT_EPOCH: no training has seen them, though it may have seen the images. They are
-    rounded to whole levels, 0-255, as plain images are. Images that turn out unusable are left out.
+    rounded to whole levels, uint8, as plain images are, but those of deep images. Images that turn out unusable are
+    left out.
 
     pixels: [N, C, H, W] uint8 where they are in memory, else None. views: a run's own; of more than two the first
     two count, and of one a second is drawn. size: of the views, px. num_images: 2 to MOST_IMAGES.
@@ -96,7 +97,8 @@ def view_pairs(
         # What stands in for an unusable image may be among the others already.
         own = batch.ids == loader.ids[part]
         rows.append(part[own])
-        made.append(torch.stack(batch.views)[:, own].mul(255).round().to(torch.uint8))
+        levels = torch.stack(batch.views)[:, own].mul(255)
+        made.append(levels if source.deep else levels.round().to(torch.uint8))
     if sum(map(len, rows)) < 2:
         raise DataError(f"{source.name} has fewer than 2 usable images to tell apart; give it more")
     first, second = torch.cat(made, dim=1)

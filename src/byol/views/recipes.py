@@ -232,7 +232,7 @@ def compiled(views: tuple[View, ...], channels: int, size: int, device: torch.de
     always = torch.ones(num, dtype=torch.bool)
     with one_thread() if one_by_one else nullcontext():
         for view in views:
-            drawn = draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size)
+            drawn = draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size, channels)
             every = replace(drawn, flip=always, jitter=always, gray=always, blur=always, solarize=always)
             photometry(view, images.clone(), every, found)
     return found
