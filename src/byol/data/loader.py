@@ -66,13 +66,18 @@ def split_hold_out(source: Source, share: float, seed: int) -> tuple[Source, Sou
     if source.unit_starts is None:
         order = rng.permutation(key, len(source)).numpy()
     else:  # a few from each of a few units, which are read whole
-        rows = np.split(np.arange(len(source)), np.searchsorted(source.ids, source.unit_starts[1:]))
+        bounds = source.unit_bounds()
         chosen = list[int]()
-        for unit in rng.permutation(rng.fold(key, 0), len(rows)).tolist():
-            inside = rng.permutation(rng.fold(key, unit + 1), len(rows[unit])).numpy()
-            chosen += rows[unit][inside[: min(num - len(chosen), HELD_OUT_OF_A_UNIT, len(inside) // 2)]].tolist()
+        for unit in rng.permutation(rng.fold(key, 0), len(bounds) - 1).tolist():
+            inside = rng.permutation(rng.fold(key, unit + 1), int(bounds[unit + 1] - bounds[unit])).numpy()
+            few = inside[: min(num - len(chosen), HELD_OUT_OF_A_UNIT, len(inside) // 2)]
+            chosen += (bounds[unit] + few).tolist()
+            if len(chosen) == num:
+                break
         num = len(chosen)
-        order = np.concatenate([chosen, np.setdiff1d(np.arange(len(source)), chosen)])
+        others = np.ones(len(source), bool)
+        others[chosen] = False
+        order = np.concatenate([chosen, np.flatnonzero(others)])
     return source.subset(np.sort(order[num:])), source.subset(np.sort(order[:num]))
 
 
