@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -69,8 +70,6 @@ class Nowhere:
 
 def ids(num: int, streams: int) -> dict[str, float]:
     """Seconds to the first positions of an epoch and to those of a later batch, and what that adds to memory."""
-    import torch
-
     from byol.data.loader import Loader, Normalization, split_hold_out
     from byol.data.source import Source
     from byol.machine import process_memory
@@ -104,7 +103,6 @@ def ids(num: int, streams: int) -> dict[str, float]:
         began = time.perf_counter()
         loader.order(loader.positions(number))
         taken.append(time.perf_counter() - began)
-    assert torch.get_num_threads() > 0
     found = {"opened, s": opened, "first batch, s": first, "later batch, ms": 1000 * statistics.median(taken)}
     return found | {"MiB": ((process_memory() or 0) - before) / 2**20}
 
@@ -116,8 +114,6 @@ def processes(world: int) -> dict[str, float]:
         own = ["-m", "byol", "pretrain", str(path), "--out", f"{folder}/run", "--steps", "20", "--batch-size", "128"]
         own += ["--hold-out", "0", "--device", "cpu"]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world)]
-        import os
-
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
         subprocess.run([*launcher, *own], check=True, capture_output=True, env=environment)
         last = json.loads(Path(folder, "run", "metrics.jsonl").read_text().splitlines()[-1])

@@ -137,18 +137,18 @@ def _measure(run: Run, num_classes: int, num_images: int) -> int | str | None:
     return (process_memory() or 0) - before
 
 
-def largest_batch(
-    options: Options, source: Source, pixels: Tensor | None, tell: Callable[[str], None]
-) -> tuple[Options, str]:
+def largest_batch(options: Options, source: Source, pixels: Tensor | None, tell: Callable[[str], None]) -> Options:
     """The options with the largest batch that fits this machine, all else moved with it by the rules of
-    docs/defaults.md, and what limits it, in words. Of several processes the first one measures.
+    docs/defaults.md. Of several processes the first one measures. tell: what is tried, and what limits the batch.
 
     ValueError where not even the smallest fits, or nobody knows how much memory there is.
     """
     found = agreed(together(lambda: _largest(options, source, pixels, tell) if rank() == 0 else None))
     assert found is not None, "the first process measured"
-    batch_size, limit = found
-    return replace(options.at_batch(batch_size * launched()[0], options.accumulate), auto_batch=False), limit
+    batch_size, why = found
+    options = replace(options.at_batch(batch_size * launched()[0], options.accumulate), auto_batch=False)
+    tell(f"batch: {options.batch_size:,}; {why}")
+    return options
 
 
 def _largest(options: Options, source: Source, pixels: Tensor | None, tell: Callable[[str], None]) -> tuple[int, str]:

@@ -28,9 +28,7 @@ def estimate(data: str, options: Options, observer: Observer) -> tuple[dict[str,
     options = options.checked()
     source, pixels = open_for_training(data, observer, **how_to_open(options))
     if options.auto_batch:
-        observer.say("looking for the largest batch that fits")
-        options, why = largest_batch(options, source, pixels, observer.say)
-        observer.say(f"batch: {options.batch_size:,}; {why}")
+        options = largest_batch(options, source, pixels, observer.say)
     run = plan(options, source, pixels)
     with tempfile.TemporaryDirectory() as nothing:
         training, _ = ready(run, source, pixels, Path(nothing), 1.0)

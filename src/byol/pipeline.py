@@ -117,8 +117,7 @@ def pretrain(
             raise everywhere(ValueError(line))
     else:
         if options.auto_batch:
-            options, why = largest_batch(options, source, pixels, observer.say)
-            observer.say(f"batch: {options.batch_size:,}; {why}")
+            options = largest_batch(options, source, pixels, observer.say)
         # A budget of time becomes steps once the rate is known; until then one a second stands for them.
         planned = replace(options, steps=math.ceil(options.budget), budget=None) if options.budget else options
         run = agreed(together(lambda: plan(planned, source, pixels)))

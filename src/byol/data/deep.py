@@ -57,13 +57,15 @@ def look(path: str, channels: int | None) -> tuple[int, int, int, int]:
 
 def values(path: str, channels: int | None) -> np.ndarray:
     """[H, W, C] of the numbers of what `look` finds, or `Unusable`."""
-    if look(path, channels)[3] == 0:
-        return pixels(path)
+    is_array = path.lower().endswith(ARRAY)
     try:
         with _opened(path, channels) as found:
-            return np.ascontiguousarray(found.load())
+            if is_array or found.named or bits(found.dtype) > 8 or not _pillow_knows(path):
+                return np.ascontiguousarray(found.load())
     except Unusable:
-        return pillow_values(path)
+        if is_array:
+            raise
+    return pillow_values(path)
 
 
 def pixels(path: str) -> np.ndarray:
@@ -99,6 +101,14 @@ def channels_last(array: np.ndarray, channels: int | None) -> np.ndarray:
     else:
         is_last = last in (1, 3) or last <= first
     return array if is_last else np.moveaxis(array, -3, -1)
+
+
+def _pillow_knows(path: str) -> bool:
+    try:
+        decode.look(path)
+    except Unusable:
+        return False
+    return True
 
 
 def _by_pillow(path: str, why: Unusable) -> tuple[int, int, int, int]:

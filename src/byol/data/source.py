@@ -370,8 +370,6 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
     if kept_as is not None and kept.is_file():
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
             os.utime(kept)
-            if found["shapes"].shape[1] != 4:  # an earlier version's
-                raise ValueError
             return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
     look = partial(_look, listing)
     numbers = np.arange(num_listed)
