@@ -5,9 +5,13 @@ torch's SyncBatchNorm refuses CPU tensors and knows no groups within a process, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol import rng
@@ -41,28 +45,14 @@ class SharedBatchNorm(_BatchNorm):
         """Any [B, C, ...] will do."""
 
     def _over_world(self, x: Tensor) -> Tensor:
-        full = x if x.dtype == torch.float64 else x.float()
-        dims = [d for d in range(x.ndim) if d != 1]
-        # Of a mean of squares minus a squared mean little is left in float32; means and variances merge exactly.
-        var, mean = torch.var_mean(full, dims, correction=0)
-        parts = gather(torch.stack([mean, var])[None])
-        means, variances = parts[:, 0], parts[:, 1]
-        mean = means.mean(0)
-        var = variances.mean(0) + (means - mean).square().mean(0)
+        output, mean, var = _OverWorld.apply(x, self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None, "kept wherever running statistics are"
             self.num_batches_tracked.add_(1)
             count = world_size() * x.numel() // x.shape[1]
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self._momentum())
-                self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), self._momentum())
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        found = (full - mean.view(shape)) * torch.rsqrt(var + self.eps).view(shape)
-        if self.weight is not None:
-            found = found * self.weight.view(shape)
-        if self.bias is not None:
-            found = found + self.bias.view(shape)
-        return found.to(x.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self._momentum())
+            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), self._momentum())
+        return output
 
     def _in_groups(self, x: Tensor) -> Tensor:
         assert self.groups is not None, "checked by the caller"
@@ -88,6 +78,53 @@ class SharedBatchNorm(_BatchNorm):
 
     def _momentum(self) -> float:
         return 0.1 if self.momentum is None else self.momentum
+
+
+class _OverWorld(torch.autograd.Function):
+    """Batch norm of the rows of all processes, by the kernels of torch's own: (output, mean [C], variance [C]).
+
+    Each pass exchanges two numbers a channel: the mean and the variance going forward, and the sums over rows of dy
+    and of dy times the normalised x coming back (Ioffe & Szegedy 2015, section 3).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Of a mean of squares minus a squared mean little is left in float32; means and variances merge exactly.
+        # Running statistics, which stay as they are, make those of bfloat16 rows float32.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        unused = x.new_zeros(x.shape[1], dtype=dtype)
+        parts = gather(torch.stack(torch.batch_norm_update_stats(x, unused, unused, 0.0))[None])
+        means, variances = parts[:, 0], parts[:, 1]
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, False, eps=eps), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        _, dot, total = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
+        dx = None
+        if needs_x:
+            sums = torch.stack([dot, total]).to(mean.dtype)
+            dist.all_reduce(sums)
+            dot_mean, dy_mean = sums / (world_size() * x.numel() // x.shape[1])
+            scale = torch.rsqrt(var + ctx.eps)
+            if weight is not None:
+                scale = scale * weight
+            # dx = scale (dy - mean of dy - normalised x times mean of dot), by the kernel of the forward pass, which
+            # keeps what is of a channel in float32 beside bfloat16 rows.
+            dx = F.batch_norm(dy, torch.zeros_like(mean), torch.ones_like(var), scale, -scale * dy_mean, False, eps=0.0)
+            dx += F.batch_norm(x, mean, var, -scale * dot_mean, torch.zeros_like(mean), False, eps=ctx.eps)
+        return dx, dot if needs_weight else None, total if needs_bias else None, None
 
 
 def share(module: nn.Module, groups: int | None = None) -> nn.Module:

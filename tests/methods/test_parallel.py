@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from methods import outside
-from methods.two_processes import DTYPES, VARIANTS, WORLD, jobs, measure, work
+from methods.two_processes import DTYPES, NORMALISED, VARIANTS, WORLD, jobs, measure, normalised, work
 
 # Of the largest gradient in float64; relative in float32.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
@@ -51,6 +51,24 @@ def test_three_steps_leave_the_state_of_one_process_on_every_rank(ranks, name):
         # Queue, bank and running statistics are equal by what each process does, not by sending them around.
         assert torch.equal(first, second), part
         assert torch.allclose(first, expected[part], rtol=1e-9, atol=1e-10), part
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_batch_norm_is_torch_s_of_the_whole_batch(ranks, name):
+    # A gradient is rounded to bfloat16 three times on its way here and once in torch, by up to 2^-9 each of terms that
+    # may be larger than their sum; what is of a channel is kept in float32.
+    dtype = NORMALISED[name][0]
+    exact = 1e-13 if dtype == torch.float64 else 2e-6
+    rows, sums = (2**-6, 2e-3) if dtype == torch.bfloat16 else (exact, exact)
+    expected, (first, second) = normalised(*NORMALISED[name]), (each[name] for each in ranks)
+    for part in ("output", "gradient"):
+        found = torch.cat([first[part], second[part]])
+        assert (found - expected[part]).abs().max() <= rows * expected[part].abs().max(), part
+    for part in ("mean", "var"):
+        assert torch.equal(first[part], second[part])
+        assert torch.allclose(first[part], expected[part], rtol=exact), part
+    for part in expected.keys() - {"output", "gradient", "mean", "var"}:
+        assert ((first[part] + second[part]) - expected[part]).abs().max() <= sums * expected[part].abs().max()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from methods import outside
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from byol import conformance, parallel
@@ -77,6 +78,35 @@ def jobs():
     return found
 
 
+def normalised(dtype, shape, affine):
+    """Batch norm alone, its parameters float32 beside bfloat16 rows: output, gradients, running statistics. In several
+    processes, of each one's part of the rows."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(shape[1], affine=affine) if len(shape) < 4 else nn.BatchNorm2d(shape[1], affine=affine)
+    norm.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, mean=1.0)
+    x, weights = (3 * torch.randn(2, *shape, dtype=torch.float64) + 2).to(dtype)
+    if parallel.world_size() > 1:
+        share(norm)
+        x, weights = (whole.chunk(WORLD)[parallel.rank()] for whole in (x, weights))
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    output = norm(x)
+    (weights * output).sum().backward()
+    found = {"output": output.detach(), "gradient": x.grad, "mean": norm.running_mean, "var": norm.running_var}
+    return found | {name: parameter.grad for name, parameter in norm.named_parameters()}
+
+
+NORMALISED = {
+    f"{str(dtype)[6:]}|{shape}|{affine}": (dtype, shape, affine)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16)
+    for shape in ((16, 5), (4, 5, 7), (8, 5, 6, 5))
+    for affine in (True, False)
+}
+
+
 def keep_own_gradient_only(ctx, *gradients):
     return parallel.own(gradients[0])
 
@@ -87,6 +117,7 @@ def work(rank, store, path):
     sys.path.insert(0, path)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     found = {key: measure(name, dtype, seeds=seeds) for key, (name, dtype, seeds) in jobs().items()}
+    found |= {key: normalised(*of) for key, of in NORMALISED.items()}
     right = parallel._Gather.backward
     parallel._Gather.backward = staticmethod(keep_own_gradient_only)
     for name in VARIANTS:
