@@ -20,6 +20,11 @@ def test_threefry_gives_the_published_vectors(counter, key, output):
     assert tuple(map(int, found)) == output
 
 
+@pytest.mark.parametrize(("counter", "key", "output"), VECTORS)
+def test_as_a_gpu_computes_it_it_gives_them_too(counter, key, output):
+    assert tuple(map(int, rng._in_int64([torch.tensor(word) for word in (*key, *counter)]))) == output
+
+
 def test_a_draw_does_not_depend_on_its_batch_or_order():
     root = rng.key(7)
     ids = torch.arange(1000)
@@ -83,5 +88,7 @@ def test_the_same_integers_on_the_gpu():
         pytest.skip("no CUDA device")
     ids = torch.arange(4096)
     here = rng.bits(rng.fold(rng.key(9), ids), 7)
-    there = rng.bits(rng.fold(rng.key(9).cuda(), ids.cuda()), 7)
-    assert torch.equal(here, there.cpu())
+    for key, at in ((rng.key(9).cuda(), ids.cuda()), (rng.key(9), ids.cuda()), (rng.key(9).cuda(), ids)):
+        there = rng.bits(rng.fold(key, at), 7)
+        assert there.is_cuda
+        assert torch.equal(here, there.cpu())

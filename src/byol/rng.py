@@ -7,36 +7,52 @@ The generator is Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel ran
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_PARITY = np.uint32(0x1BD11BDA)
+_PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Threefry-2x32-20 of Salmon et al. 2011: two 32-bit words from a key and a counter of two words each.
 
-    All arguments are int64 tensors holding values in [0, 2**32), of shapes that broadcast together. Computed on the
-    CPU in numpy's uint32, which wraps by itself; torch has few uint32 operations, and int64 with masks took three
-    times as long.
+    All arguments are int64 tensors holding values in [0, 2**32), of shapes that broadcast together; what is on another
+    device than the CPU decides where the words are made and returned. On the CPU that is in numpy's uint32, which
+    wraps by itself: torch has few uint32 operations, and int64 with masks took three times as long.
     """
-    k0, k1, c0, c1 = (np.atleast_1d(word.cpu().numpy().astype(np.uint32)) for word in (*key, *counter))
+    words = (*key, *counter)
+    elsewhere = [word.device for word in words if word.device.type != "cpu"]
+    if elsewhere:
+        return _in_int64([word.to(elsewhere[0], non_blocking=True) for word in words])
+    x, y = _rounds([np.atleast_1d(word.numpy().astype(np.uint32)) for word in words], lambda value: value)
+    shape = np.broadcast_shapes(*(word.shape for word in words))
+    first, second = (torch.from_numpy(word.astype(np.int64)).view(shape) for word in (x, y))
+    return first, second
+
+
+def _in_int64(words: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return _rounds(words, lambda value: value & _MASK)
+
+
+def _rounds(keys_and_counters: list[Any], wrapped: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """wrapped: makes sums and shifted words 32 bits again, where their type does not."""
+    k0, k1, c0, c1 = keys_and_counters
     words = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x, y = c0 + words[0], c1 + words[1]
+    x, y = wrapped(c0 + words[0]), wrapped(c1 + words[1])
     for block in range(5):
         for rotation in _ROTATIONS[block % 2]:
-            x = x + y
-            y = ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))) ^ x
-        x = x + words[(block + 1) % 3]
-        y = y + words[(block + 2) % 3] + np.uint32(block + 1)
-    shape = np.broadcast_shapes(*(word.shape for word in (*key, *counter)))
-    first, second = (torch.from_numpy(word.astype(np.int64)).to(key[0].device).view(shape) for word in (x, y))
-    return first, second
+            x = wrapped(x + y)
+            y = wrapped((y << rotation) | (y >> (32 - rotation))) ^ x
+        x = wrapped(x + words[(block + 1) % 3])
+        y = wrapped(y + words[(block + 2) % 3] + (block + 1))
+    return x, y
 
 
 class Purpose(IntEnum):
@@ -61,9 +77,9 @@ def fold(key: Tensor, data: int | Tensor) -> Tensor:
     """A new key for each integer in `data`.
 
     key: [..., 2] int64. data: an int or an int64 tensor of values in [0, 2**63) that broadcasts with key[..., 0].
-    Returns [..., 2] int64.
+    Returns [..., 2] int64, where the one of the two is that is not on the CPU.
     """
-    data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+    data = torch.as_tensor(data, dtype=torch.int64)
     x, y = threefry2x32((key[..., 0], key[..., 1]), (data >> 32, data & _MASK))
     return torch.stack(torch.broadcast_tensors(x, y), dim=-1)
 
