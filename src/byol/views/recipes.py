@@ -164,7 +164,7 @@ def crop_batch(view: View, images: Tensor, parameters: Parameters, size: int) ->
     rows, columns = _crop_matrices(view, parameters.box, images.shape[-2], images.shape[-1], size)
     pixels = images.float()
     cut = ops.crop_resize(pixels, rows.to(pixels, non_blocking=True), columns.to(pixels, non_blocking=True))
-    return (cut / 255).clamp(0, 1)
+    return cut.div_(255).clamp_(0, 1)
 
 
 def crop_one(view: View, image: np.ndarray, box: Tensor, size: int) -> Tensor:
@@ -249,10 +249,10 @@ def photometry(view: View, images: Tensor, parameters: Parameters, arithmetic: A
 
 
 def photometry_each(
-    view: View, crops: Tensor, parameters: Parameters, arithmetic: Arithmetic, finish: Callable[[Tensor], Tensor]
+    view: View, crops: Tensor, parameters: Parameters, arithmetic: Arithmetic, finish: Callable[[Tensor], object]
 ) -> Tensor:
-    """`photometry` of crops [B, C, S, S] in 0-255 on the CPU, then `finish`, image by image: one large image stays in
-    the processor's cache through all of it, a batch does not. Returns [B, C, S, S] float32."""
+    """`photometry` of crops [B, C, S, S] in 0-255 on the CPU, then `finish`, which works in place, image by image: one
+    large image stays in the processor's cache through all of it, a batch does not. Returns [B, C, S, S] float32."""
     made = torch.empty(crops.shape)
     stages = [
         (chosen.tolist(), operation, values)
@@ -265,7 +265,7 @@ def photometry_each(
             for chosen, operation, values in stages:
                 if chosen[row]:
                     image = operation(image, *(value[one] for value in values))
-            made[one] = finish(image.clamp(0, 1))
+            finish(torch.clamp(image, 0, 1, out=made[one]))
     return made
 
 
