@@ -258,6 +258,26 @@ def test_a_backbone_that_cannot_take_the_images_is_one_line(images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # compilers warn of what is theirs
+def test_compiled_networks_train_as_they_are(images, tmp_path):
+    found = {}
+    for name, mode in (("plain", None), ("compiled", "default")):
+        pretrain(images, tmp_path / name, replace(TINY, steps=10, precision="64", compile=mode))
+        found[name] = load_file(tmp_path / name / "checkpoints/step-000000010.safetensors")
+    assert found["plain"].keys() == found["compiled"].keys()
+    for name, value in found["plain"].items():
+        assert torch.allclose(value, found["compiled"][name], rtol=1e-9, atol=1e-11), name
+    assert "networks compiled (default)" in (tmp_path / "compiled/plan.txt").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_there_is_no_compiler_that_is_one_line(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(ValueError, match=r"compile=default does not work here, leave it out: .*no-such-compiler"):
+        pretrain(images, tmp_path / "run", replace(TINY, steps=10, compile="default", image_size=11))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_directory_is_left_alone(images, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists already"):

@@ -31,7 +31,7 @@ from byol.options import Options
 from byol.parallel import agreed, rank, together
 from byol.plan import device_of, plan
 from byol.run import Run
-from byol.train import Training, build, keep_memory, make_optimizer, train_step
+from byol.train import Training, build, compile_networks, keep_memory, make_optimizer, train_step
 
 LARGEST_BATCH = 4096
 """The largest that the methods' authors use, and that the rules of learning rates are known to hold for."""
@@ -109,7 +109,7 @@ def _measure(run: Run, num_classes: int, num_images: int) -> int | str | None:
     before = resident_memory() or 0
     try:
         networks = build(run, num_classes=num_classes, num_images=num_images)
-        trial = copy.deepcopy(networks)  # as before a run's first step
+        trial = compile_networks(run, copy.deepcopy(networks))  # as before a run's first step
         module, optimizer = fabric.setup(trial, make_optimizer(run, trial))
         shape = (run.batch_size, run.channels, run.image_size, run.image_size)
         ids = torch.arange(run.batch_size) % max(num_images, 1)

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from byol.names import PRETRAINED, backbones, method_arguments, split_tag, unknown
-from byol.run import EncoderInit, Optimization, Optimizer, Precision, Stem
+from byol.run import Compile, EncoderInit, Optimization, Optimizer, Precision, Stem
 from byol.views.view import View
 
 BATCH = ("batch_size", "accumulate")
@@ -73,6 +73,7 @@ class Options:
     view_changes: dict[str, Any] = field(default_factory=dict)
     """Fields of View, set in each of the views."""
     precision: Precision | None = None
+    compile: Compile | None = None
     device: Literal["cpu", "cuda"] | None = None
     workers: int | None = None
     tile: int | None = None

@@ -206,6 +206,8 @@ def ready(run: Run, source: Source, pixels: Tensor | None, directory: Path, seco
         if ":" in run.method:  # a method of one's own: its author needs the traceback
             raise
         reason = str(error).splitlines()[0]
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise ValueError(f"compile={run.compile} does not work here, leave it out: {reason}") from error
         raise ValueError(f"{run.backbone} cannot take {run.image_size} px images: {reason}") from error
 
 
@@ -244,6 +246,7 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
             "precision",
             f"{run.precision} on {run.device}"
             + ("" if training.arithmetic is recipes.EAGER else ", views compiled")
+            + (f", networks compiled ({run.compile})" if run.compile else "")
             + (f", in {world_size()} processes" if world_size() > 1 else ""),
         ),
         ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),

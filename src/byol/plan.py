@@ -98,6 +98,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         encoder_init=options.encoder_init,
         **rules,
         precision=options.precision or ("bf16" if has_bf16(device) else "32"),
+        compile=options.compile,
         device=device,
         workers=_workers(device) if options.workers is None else options.workers,
         seed=options.seed,

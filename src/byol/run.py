@@ -12,6 +12,7 @@ from typing import Any, Literal
 Optimizer = Literal["lars", "sgd", "adamw"]
 Precision = Literal["bf16", "32", "64"]
 Stem = Literal["original", "3x3"]
+Compile = Literal["default", "reduce-overhead"]
 EncoderInit = Literal["byol", "timm"]
 """How the encoder's weights are drawn: as BYOL's code does, or as timm does (for ResNets: Kaiming normal, each residual
 block's last norm at 0), which is also how the code of the methods written in PyTorch does."""
@@ -78,6 +79,8 @@ class Run(Optimization):
     encoder_init: EncoderInit = "byol"
     precision: Precision
     """bf16: networks under autocast; weights, loss, optimizer and target stay float32."""
+    compile: Compile | None = None
+    """The mode in which torch.compile makes the networks; "reduce-overhead" replays CUDA graphs."""
     device: str
     """"cpu" or "cuda"."""
     workers: int

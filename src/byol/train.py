@@ -134,6 +134,14 @@ def build(run: Run, *, num_classes: int = 0, num_images: int = 0) -> Networks:
     return networks
 
 
+def compile_networks(run: Run, networks: Networks) -> Networks:
+    """The same, in place, each part of the method compiled where the run says so. Copies have to be compiled anew."""
+    if run.compile is not None:
+        for part in networks.method.children():
+            part.compile(mode=run.compile)
+    return networks
+
+
 def make_optimizer(run: Run, networks: Networks) -> torch.optim.Optimizer:
     parts = dict(networks.method.named_children()) if run.constant_lr or run.lr_scales else {}
     if strange := [name for name in (*run.constant_lr, *run.lr_scales) if name not in parts]:
@@ -180,7 +188,10 @@ def train_step(
         device = batch.views[0].device
         with apart() if number + 1 < len(batches) else nullcontext():
             loss, classifier_loss, *rest = networks(
-                batch.views, batch.ids.to(device), batch.labels.to(device), rng.fold(root, number)
+                batch.views,
+                batch.ids.to(device, non_blocking=True),
+                batch.labels.to(device, non_blocking=True),
+                rng.fold(root, number),
             )
             backward((loss + classifier_loss) / len(batches))
         outs.append(Out(loss, *rest).detach())
@@ -227,7 +238,8 @@ class Training:
         training, held = split_hold_out(source, run.hold_out, run.seed)
         self.num_train, self.num_held = len(training), 0 if held is None else len(held)
         self.arithmetic = self._arithmetic(cropped_here=pixels is not None)
-        self.networks = build(run, num_classes=source.num_classes, num_images=source.num_listed)
+        networks = build(run, num_classes=source.num_classes, num_images=source.num_listed)
+        self.networks = compile_networks(run, networks)
         self.method: Method = self.networks.method
         self.optimizer = make_optimizer(run, self.networks)
         self.module, self._optimizer = self.fabric.setup(self.networks, self.optimizer)
@@ -286,7 +298,7 @@ class Training:
         """
         most = math.ceil(10 * seconds)
         ahead = 3 if loading and self.loader.pixels is None else 1  # of each worker, and the one that warms up
-        networks = copy.deepcopy(self.networks)
+        networks = compile_networks(self.run, copy.deepcopy(self.networks))
         module, optimizer = self.fabric.setup(networks, make_optimizer(self.run, networks))
         batches = self.loader.batches(0, most)
         taken: list[float] = []
