@@ -169,7 +169,7 @@ def main() -> None:
             null_step(many, arithmetic)
         if arguments.part in (None, "training"):
             base = Options(backbone="resnet18", batch_size=32, steps=10**5, hold_out=0.0, image_size=224)
-            for channels in ([16, 32, 64, 128], [32, 64, 128, 256]):
+            for channels in ([8, 16, 32, 64], [16, 32, 64, 128], [32, 64, 128, 256]):
                 structure = {"layers": [1, 1, 1, 1], "channels": channels}
                 beside_training(many, replace(base, backbone_args=structure), 8, 3)
 
