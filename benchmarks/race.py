@@ -267,8 +267,8 @@ class Racer:
         self.curve: list[dict[str, float]] = []
         self.done = False
 
-    def turn(self, seconds: float, every: float) -> None:
-        """A turn, and a look at each `every` seconds of training."""
+    def turn(self, seconds: float, every: float) -> bool:
+        """A turn, and a look at each `every` seconds of training; returns whether there was one."""
         self._signal(signal.SIGCONT)
         found = self._ask(f"go {seconds}")
         self.done = "images" in found
@@ -278,6 +278,7 @@ class Racer:
             self.curve.append(found)
         if not self.done:
             self._signal(signal.SIGSTOP)
+        return "knn" in found
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -308,8 +309,8 @@ def race(arguments: argparse.Namespace, seed: int) -> dict[str, list[dict[str, f
             for side in running:
                 while (arguments.out / "pause").exists():
                     time.sleep(1)
-                racers[side].turn(arguments.turn, every)
-                if racers[side].curve and "knn" in (last := racers[side].curve[-1]):
+                if racers[side].turn(arguments.turn, every):
+                    last = racers[side].curve[-1]
                     print(
                         f"seed {seed}: {side}: {last['seconds'] / 60:.1f} min, kNN {last['knn']:.4f}", file=sys.stderr
                     )
