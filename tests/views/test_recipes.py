@@ -260,6 +260,18 @@ def test_the_byol_pair_is_the_paper_s_table():
             assert getattr(view, name) == value, name
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+def test_weights_of_crops_at_whole_pixels_are_those_of_each_crop(antialias):
+    size = 21
+    start, length = (x.flatten() for x in torch.meshgrid(torch.arange(size), torch.arange(1, size + 1), indexing="ij"))
+    inside = start + length <= size
+    start, length = start[inside].double(), length[inside].double()
+    found = recipes._at_whole_pixels(start, length, size, 8, antialias)
+    for i in range(len(start)):
+        expected = ops.crop_weights(start[i : i + 1], length[i : i + 1], size, 8, antialias=antialias)[0]
+        assert torch.allclose(found[i].double(), expected, rtol=0, atol=1e-7)
+
+
 @pytest.mark.gpu
 def test_pixels_agree_between_devices():
     if not torch.cuda.is_available():

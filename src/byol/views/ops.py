@@ -61,8 +61,8 @@ def crop_resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def crop_by_taps(image: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
-    """One crop from taps, where most of a matrix would be zeros. image: [H, W, C] float; rows, columns: `crop_taps` of
-    one image, [S, K] each.
+    """One crop from taps, where most of a matrix would be zeros. image: [H, W, C] float32; rows, columns: `crop_taps`
+    of one image, [S, K] each.
 
     Returns [C, S, S], neither rounded nor clipped.
     """
@@ -140,15 +140,15 @@ def tf_saturation(images: Tensor, factor: Tensor) -> Tensor:
     # At a given hue and value, each channel's distance from the value is proportional to the saturation.
     v = images.amax(1, keepdim=True)
     spread = v - images.amin(1, keepdim=True)
-    most = torch.where(spread > 0, v / torch.where(spread > 0, spread, torch.ones_like(v)), torch.ones_like(v))
-    return (v - (v - images) * torch.minimum(_each(factor), most)).clamp(0, 1)
+    most = v / torch.where(spread > 0, spread, 1.0)
+    return (v - (v - images).mul_(torch.minimum(_each(factor), most))).clamp_(0, 1)
 
 
 def hue(images: Tensor, delta: Tensor) -> Tensor:
     """HSV hue plus `delta` turns, modulo 1. The same in both families."""
     h, s, v = rgb_to_hsv(images)
     h = h + delta[:, None, None]
-    return hsv_to_rgb(h - h.floor(), s, v).clamp(0, 1)
+    return hsv_to_rgb(h - h.floor(), s, v).clamp_(0, 1)
 
 
 def tv_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -172,20 +172,18 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r, g, b = images.unbind(1)
     v = images.amax(1)
     spread = v - images.amin(1)
-    safe = torch.where(spread > 0, spread, torch.ones_like(spread))
-    s = torch.where(v > 0, spread / torch.where(v > 0, v, torch.ones_like(v)), torch.zeros_like(v))
-    h = torch.where(v == r, (g - b) / safe, torch.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4))
-    h = torch.where(spread > 0, h / 6, torch.zeros_like(h))
+    # Where there is no colour, spread and g - b are 0, and so are hue and saturation.
+    safe = torch.where(spread > 0, spread, 1.0)
+    s = spread / torch.where(v > 0, v, 1.0)
+    h = torch.where(v == r, (g - b) / safe, torch.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4)) / 6
     return torch.where(h < 0, h + 1, h), s, v
 
 
 def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
     """Each [B, H, W] in [0, 1]. Returns [B, 3, H, W] in [0, 1]."""
-    h6 = h * 6
-    r = ((h6 - 3).abs() - 1).clamp(0, 1)
-    g = (2 - (h6 - 2).abs()).clamp(0, 1)
-    b = (2 - (h6 - 4).abs()).clamp(0, 1)
-    return torch.stack([(1 - s + s * c) * v for c in (r, g, b)], dim=1)
+    h6, white = h * 6, 1 - s
+    channels = (h6 - 3).abs_().sub_(1), 2 - (h6 - 2).abs_(), 2 - (h6 - 4).abs_()
+    return torch.stack([c.clamp_(0, 1).mul_(s).add_(white).mul_(v) for c in channels], dim=1)
 
 
 def blur_width(size: int) -> int:

@@ -192,9 +192,22 @@ def _taps(start: float, length: float, in_size: int, size: int, antialias: bool)
 
 def _crop_matrices(view: View, box: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
     antialias = view.style == "torchvision"
-    rows = ops.crop_weights(box[:, 0], box[:, 2], height, size, antialias=antialias)
-    columns = ops.crop_weights(box[:, 1], box[:, 3], width, size, antialias=antialias)
-    return rows.float(), columns.float()
+    rows = _at_whole_pixels(box[:, 0], box[:, 2], height, size, antialias)
+    columns = _at_whole_pixels(box[:, 1], box[:, 3], width, size, antialias)
+    return rows, columns
+
+
+def _at_whole_pixels(start: Tensor, length: Tensor, in_size: int, size: int, antialias: bool) -> Tensor:
+    """`ops.crop_weights` as float32, of starts and lengths that are whole numbers: [B, size, in_size]."""
+    # A crop's weights are those of its length, moved to its start; what wraps around is zero.
+    moved = (torch.arange(in_size) - start.long()[:, None]) % in_size
+    return _of_all_lengths(in_size, size, antialias)[length.long() - 1].gather(2, moved[:, None].expand(-1, size, -1))
+
+
+@lru_cache(maxsize=8)
+def _of_all_lengths(in_size: int, size: int, antialias: bool) -> Tensor:
+    lengths = torch.arange(1, in_size + 1, dtype=torch.float64)
+    return ops.crop_weights(torch.zeros_like(lengths), lengths, in_size, size, antialias=antialias).float()
 
 
 @dataclass(frozen=True)
