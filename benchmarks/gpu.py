@@ -19,13 +19,13 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from views224 import write
 
 from byol.capacity import step_flops
@@ -122,16 +122,10 @@ def lightly_sides(folder: Path, batch_size: int, workers: int) -> tuple[Callable
     deactivate_requires_grad(target)
     networks = nn.ModuleList([online, predictor, target]).to("cuda", memory_format=torch.channels_last).train()
     data = LightlyDataset(str(folder), transform=BYOLTransform())
-    loader = torch.utils.data.DataLoader(
-        data, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
-    )
-
-    def endless() -> Iterator[list[Tensor]]:
-        while True:
-            for views, *_ in loader:
-                yield views
-
-    batches = endless()
+    # Without ends of epochs, at which its workers would stand still.
+    order = torch.utils.data.RandomSampler(data, replacement=True, num_samples=10**8)
+    loader = torch.utils.data.DataLoader(data, batch_size=batch_size, sampler=order, num_workers=workers)
+    batches = (views for views, *_ in loader)
     criterion = NegativeCosineSimilarity()
     optimizer = torch.optim.SGD([p for p in networks.parameters() if p.requires_grad], lr=0.06)
 
@@ -163,7 +157,7 @@ def beside_lightly(folder: Path, options: Options, workers: int, steps: int, tur
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(turns + 1):
         for side, call in sides.items():
-            for _ in range(5):
+            for _ in range(2 * workers + 5):  # lightly's workers hold two batches each
                 call()
             took = seconds(lambda c=call: [c() for _ in range(steps)])
             if turn:

@@ -109,7 +109,9 @@ class Judge:
             return pixels, torch.from_numpy(source.labels)  # type: ignore[return-value, arg-type]
 
         normalize = Normalization(IMAGENET_MEAN, IMAGENET_STD)
-        self._plain = lambda pixels: normalize(pixels.float() / 255).contiguous(memory_format=torch.channels_last)
+        self._plain = lambda pixels: normalize.in_place(pixels.float() / 255).contiguous(
+            memory_format=torch.channels_last
+        )
         (bank, bank_labels), self.test = read("train.parquet"), read("test.parquet")
         rows = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:BANK]
         self.bank = bank[rows], bank_labels[rows]

@@ -42,11 +42,12 @@ def no_waiting():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
 @pytest.mark.parametrize("method", [*names.METHODS, "instdisc, contrastive"])
 def test_the_host_never_waits_in_a_step(make_run, method, optimizer, request):
     method, _, contrastive = method.partition(", ")
-    arguments = {"negatives": 4} if contrastive else {}
+    arguments = {"negatives": 4 if contrastive else 0} if method == "instdisc" else {}
     known = names.method_arguments(method)
     arguments |= {name: value for name, value in {"hidden": 32, "out": 16}.items() if name in known}
     run = make_run(method=method, method_args=arguments, optimizer=optimizer, device="cuda", total_steps=20)
@@ -63,6 +64,7 @@ def test_the_host_never_waits_in_a_step(make_run, method, optimizer, request):
     step(1)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_the_host_never_waits_for_views(images, in_memory, request):
     source, pixels, _ = load_pixels(open_source(images))
@@ -70,7 +72,7 @@ def test_the_host_never_waits_for_views(images, in_memory, request):
         source,
         (BYOL_T, BYOL_T_PRIME),
         pixels=pixels if in_memory else None,
-        size=16,
+        size=32,
         batch_size=32,
         normalization=Normalization((0.5,) * 3, (0.2,) * 3),
         seed=0,
@@ -102,15 +104,20 @@ def test_the_first_steps_are_those_of_a_cpu(images, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")  # compilers warn of what is theirs
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_networks_train_alike(images, tmp_path, mode):
     found = []
     for compile_, out in ((None, "plain"), (mode, "compiled")):
-        pretrain(images, str(tmp_path / out), Options(**SMALL, steps=10, precision="32", compile=compile_))
+        options = Options(**(SMALL | {"hold_out": 0.2}), steps=10, precision="32", compile=compile_)
+        pretrain(images, str(tmp_path / out), options)
         found.append(json.loads((tmp_path / out / "metrics.jsonl").read_text().splitlines()[0])["loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-2)
+    assert f"networks compiled ({mode})" in (tmp_path / "compiled/plan.txt").read_text()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_views_are_the_eager_ones():
     quick = recipes.compiled((BYOL_T, BYOL_T_PRIME), 3, 224, torch.device("cuda"))
     assert quick is not recipes.EAGER
@@ -129,7 +136,8 @@ def test_memory_of_a_step_is_that_of_a_run(images, tmp_path):
     ran = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["peak_memory_bytes"]
     source, pixels, _ = load_pixels(open_source(images))
     run = plan(options, source, pixels)
-    assert step_memory(run, num_classes=source.num_classes, num_images=source.num_listed) == pytest.approx(ran, rel=0.3)
+    found = step_memory(run, num_classes=source.num_classes, num_images=source.num_listed)
+    assert ran <= found <= 2 * ran  # what the allocator holds, and what of it was used
 
 
 def test_the_largest_batch_fits(tmp_path):
@@ -139,4 +147,4 @@ def test_the_largest_batch_fits(tmp_path):
     options = Options(**{k: v for k, v in SMALL.items() if k != "batch_size"}, steps=10, auto_batch=True)
     found = largest_batch(options, source, loaded, lambda line: None)
     assert found.batch_size == 64  # an eighth of the images
-    Training(plan(found, source, loaded), source, loaded, tmp_path).measure_rate(0.1)
+    Training(plan(found, source, loaded), source, loaded, tmp_path).measure_rate()

@@ -259,14 +259,21 @@ def test_a_backbone_that_cannot_take_the_images_is_one_line(images, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # compilers warn of what is theirs
-def test_compiled_networks_train_as_they_are(images, tmp_path):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_networks_train_as_they_are(images, tmp_path, monkeypatch, backend):
+    # The first traces as the second does, whose kernels take a minute to build.
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda part, mode: compile_(part, backend=backend))
     found = {}
+    torch._dynamo.utils.counters.clear()
     for name, mode in (("plain", None), ("compiled", "default")):
+        assert not torch._dynamo.utils.counters["stats"]
         pretrain(images, tmp_path / name, replace(TINY, steps=10, precision="64", compile=mode))
         found[name] = load_file(tmp_path / name / "checkpoints/step-000000010.safetensors")
     assert found["plain"].keys() == found["compiled"].keys()
     for name, value in found["plain"].items():
         assert torch.allclose(value, found["compiled"][name], rtol=1e-9, atol=1e-11), name
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4  # encoder, projector, predictor, target
     assert "networks compiled (default)" in (tmp_path / "compiled/plan.txt").read_text()
 
 
@@ -276,6 +283,11 @@ def test_where_there_is_no_compiler_that_is_one_line(images, tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"compile=default does not work here, leave it out: .*no-such-compiler"):
         pretrain(images, tmp_path / "run", replace(TINY, steps=10, compile="default", image_size=11))
     assert not (tmp_path / "run").exists()
+
+
+def test_graphs_that_are_replayed_do_not_accumulate():
+    with pytest.raises(ValueError, match="use compile=default"):
+        replace(TINY, compile="reduce-overhead", accumulate=2).checked()
 
 
 def test_an_existing_directory_is_left_alone(images, tmp_path):

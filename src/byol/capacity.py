@@ -31,7 +31,7 @@ from byol.options import Options
 from byol.parallel import agreed, rank, together
 from byol.plan import device_of, plan
 from byol.run import Run
-from byol.train import Training, build, compile_networks, keep_memory, make_optimizer, train_step
+from byol.train import Training, build, compile_networks, keep_memory, make_optimizer, refusal, train_step
 
 LARGEST_BATCH = 4096
 """The largest that the methods' authors use, and that the rules of learning rates are known to hold for."""
@@ -131,7 +131,7 @@ def _measure(run: Run, num_classes: int, num_images: int) -> int | str | None:
             return None
         if ":" in run.method:  # a method of one's own: its author needs the traceback
             raise
-        return f"{run.backbone} cannot take {run.image_size} px images: {str(error).splitlines()[0]}"
+        return refusal(run, error)
     if fabric.device.type == "cuda":
         return torch.cuda.max_memory_reserved(fabric.device)
     return (process_memory() or 0) - before

@@ -37,8 +37,7 @@ def estimate(data: str, options: Options, observer: Observer) -> tuple[dict[str,
     look = 0.0
     if training.hold_out is not None:
         before = time.perf_counter()
-        with training.fabric.autocast():
-            training.hold_out.look(training.method, 0)
+        training.look(0)
         look = time.perf_counter() - before
     memory = estimated_memory(training)
     looks = 1 + math.ceil(run.total_steps / run.evaluate_every_steps)

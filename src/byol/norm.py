@@ -109,20 +109,23 @@ class _OverWorld(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        scale = torch.rsqrt(var + ctx.eps)
+        # The sums alone, for which CUDA's kernel wants to be given weights and what the forward pass would have kept.
+        factors = torch.ones_like(mean) if weight is None else weight
         _, dot, total = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+            dy, x, factors, mean, var, mean, scale, False, ctx.eps, [False, True, True]
         )
         dx = None
         if needs_x:
             sums = torch.stack([dot, total]).to(mean.dtype)
             dist.all_reduce(sums)
             dot_mean, dy_mean = sums / (world_size() * x.numel() // x.shape[1])
-            scale = torch.rsqrt(var + ctx.eps)
-            if weight is not None:
-                scale = scale * weight
+            scale = scale * factors
             # dx = scale (dy - mean of dy - normalised x times mean of dot), by the kernel of the forward pass, which
             # keeps what is of a channel in float32 beside bfloat16 rows.
-            dx = F.batch_norm(dy, torch.zeros_like(mean), torch.ones_like(var), scale, -scale * dy_mean, False, eps=0.0)
+            # (0.5 and 0.5 make 1: an epsilon of 0 is refused.)
+            half = torch.full_like(var, 0.5)
+            dx = F.batch_norm(dy, torch.zeros_like(mean), half, scale, -scale * dy_mean, False, eps=0.5)
             dx += F.batch_norm(x, mean, var, -scale * dot_mean, torch.zeros_like(mean), False, eps=ctx.eps)
         return dx, dot if needs_weight else None, total if needs_bias else None, None
 
@@ -149,6 +152,6 @@ def dealt(network: nn.Module, x: Tensor, ids: Tensor, key: Tensor) -> Tensor:
 
     x: [B, ...], without gradient. ids: [B] int64. key: [2]. Returns network's [B, d], row i of image i.
     """
-    order = rng.by_words(rng.fold(key, gather(ids))).to(x.device)
+    order = rng.by_words(rng.fold(key, gather(ids)))
     found = gather(network(own(gather(x)[order])))
     return own(found[torch.argsort(order)])

@@ -105,7 +105,7 @@ class HoldOut:
         parts = []
         for part in rows.split(256):
             images = evaluation_images(loader.source, loader.pixels, part, loader.size).to(loader.device)
-            plain = loader.normalization(images.float() / 255)
+            plain = loader.normalization.in_place(images.float() / 255)
             parts.append(method.encoder(self._ready(plain, method)).float())
         return torch.cat(parts)
 

@@ -133,6 +133,10 @@ class Options:
             raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
         if self.replan is not None and not (self.steps and 0 < self.replan[0] < min(self.steps, self.replan[1])):
             raise ValueError(f"replan={self.replan} repeats a run of a given number of steps; add the --steps it had")
+        if self.compile == "reduce-overhead" and self.accumulate > 1:
+            raise ValueError(
+                "compile=reduce-overhead replays CUDA graphs, which do not accumulate; use compile=default"
+            )
         if sum(given is not None for given in (self.epochs, self.steps, self.budget)) > 1:
             raise ValueError("epochs, steps and budget each say how long to train; give one of them")
         if self.warmup_epochs is not None and self.warmup_steps is not None:

@@ -29,7 +29,7 @@ from byol.options import Options
 from byol.parallel import agreed, everywhere, rank, together, world_size
 from byol.plan import chosen_views, device_of, image_size, plan
 from byol.run import Run
-from byol.train import Budget, Progress, Training
+from byol.train import Budget, Progress, Training, refusal
 from byol.views import recipes
 from byol.views.view import View, describe
 
@@ -205,10 +205,7 @@ def ready(run: Run, source: Source, pixels: Tensor | None, directory: Path, seco
     except (TypeError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
         if ":" in run.method:  # a method of one's own: its author needs the traceback
             raise
-        reason = str(error).splitlines()[0]
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise ValueError(f"compile={run.compile} does not work here, leave it out: {reason}") from error
-        raise ValueError(f"{run.backbone} cannot take {run.image_size} px images: {reason}") from error
+        raise ValueError(refusal(run, error)) from error
 
 
 def summary(run: Run, source: Source, training: Training, rate: float) -> list[tuple[str, str]]:

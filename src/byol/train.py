@@ -137,9 +137,19 @@ def build(run: Run, *, num_classes: int = 0, num_images: int = 0) -> Networks:
 def compile_networks(run: Run, networks: Networks) -> Networks:
     """The same, in place, each part of the method compiled where the run says so. Copies have to be compiled anew."""
     if run.compile is not None:
+        # All parts, and the copy that tries the machine's speed, are one function to it.
+        torch._dynamo.config.recompile_limit = 64
         for part in networks.method.children():
             part.compile(mode=run.compile)
     return networks
+
+
+def refusal(run: Run, error: Exception) -> str:
+    """Why the networks of a run cannot train, in one line."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"compile={run.compile} does not work here, leave it out: {reason}"
+    return f"{run.backbone} cannot take {run.image_size} px images: {reason}"
 
 
 def make_optimizer(run: Run, networks: Networks) -> torch.optim.Optimizer:
@@ -235,6 +245,8 @@ class Training:
             raise ValueError(
                 f"batch_size={run.batch_size} cannot be dealt to {world_size()} processes; use a multiple of it"
             )
+        if run.compile is not None and world_size() > 1:
+            raise ValueError(f"compile={run.compile} is for one process, and these are {world_size()}; leave it out")
         training, held = split_hold_out(source, run.hold_out, run.seed)
         self.num_train, self.num_held = len(training), 0 if held is None else len(held)
         self.arithmetic = self._arithmetic(cropped_here=pixels is not None)
@@ -416,6 +428,15 @@ class Training:
             torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), rank() + 1)[-1]))
             return train_step(*arguments)
 
+    def look(self, step: int) -> Probe:
+        """What the held-out images, of which there are some, say of the networks after so many steps."""
+        assert self.hold_out is not None, "known by the caller"
+        # Compiled networks as they are: their kernels are for training's batches, and a CUDA graph's output lasts only
+        # to the next replay.
+        eager = torch.compiler.set_stance("force_eager") if self.run.compile else nullcontext()
+        with self.fabric.autocast(), eager:
+            return self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
+
     def _look(
         self, step: int, metrics: _Metrics | _NoMetrics, observe: Callable[[Progress], None], seconds: float
     ) -> Probe | None:
@@ -423,11 +444,10 @@ class Training:
             return None
         found_here: Probe | str | None = None
         if rank() == 0:
-            with self.fabric.autocast():
-                try:
-                    found_here = self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
-                except ValueError as error:
-                    found_here = str(error)
+            try:
+                found_here = self.look(step)
+            except ValueError as error:
+                found_here = str(error)
         probe = agreed(found_here)
         if isinstance(probe, str):
             raise everywhere(self._diverged(probe, step))

@@ -18,7 +18,7 @@ from byol.data.loader import Batch
 from byol.methods.byol import BYOL
 from byol.online import OnlineClassifier
 from byol.train import Networks, make_optimizer, train_step
-from byol.views.ops import normalize
+from byol.views.ops import normalize_
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
 
 ORACLE = Path(os.environ.get("BYOL_ORACLE", Path(__file__).parents[1] / "oracles/deepmind_byol_steps.npz"))
@@ -177,7 +177,7 @@ def recorded_networks(oracle):
 def recorded_batch(oracle, step):
     mean, std = torch.tensor(IMAGENET_MEAN).double(), torch.tensor(IMAGENET_STD).double()
     views = tuple(
-        normalize(torch.from_numpy(oracle[f"inputs{step}|{v}"]).double().permute(0, 3, 1, 2), mean, std)
+        normalize_(torch.from_numpy(oracle[f"inputs{step}|{v}"]).double().permute(0, 3, 1, 2).clone(), mean, std)
         for v in ("view1", "view2")
     )
     labels = torch.from_numpy(oracle[f"inputs{step}|labels"]).long()

@@ -37,9 +37,6 @@ class Normalization:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.in_place(images.clone())
-
     def in_place(self, images: Tensor) -> Tensor:
         return ops.normalize_(images, *self._on(images.device, images.dtype))
 
@@ -199,7 +196,9 @@ class Loader:
         parameters = self._draw(epochs, self.ids[rows], *images.shape[-2:])
         with self._full_precision():
             made = tuple(
-                self.normalization.in_place(recipes.photometry(view, recipes.crop_batch(view, images, p, self.size), p))
+                self.normalization.in_place(
+                    recipes.photometry(view, recipes.crop_batch(view, images, p, self.size), p, self.arithmetic)
+                )
                 for view, p in zip(self.views, parameters, strict=True)
             )
         return Batch(self.ids[rows], self.labels[rows], made)

@@ -68,7 +68,7 @@ class InstDisc(Method):
         else:
             num = len(self.bank.rows)
             # With replacement, the image itself not excluded: as in the authors' code.
-            drawn = rng.bits(rng.fold(key, ids), self.negatives).to(ids.device) % num
+            drawn = rng.bits(rng.fold(key, ids), self.negatives) % num
             rows = self.bank.rows[torch.cat([ids[:, None], drawn], dim=1)]
             with torch.autocast(v.device.type, enabled=False):
                 exponentials = torch.exp((rows @ v[:, :, None]).squeeze(2) / self.temperature)
