@@ -364,19 +364,16 @@ def report(
                 [p["seconds"] / 60 for p in seed[side]], [p["knn"] for p in seed[side]], color=colour, lw=0.7, alpha=0.5
             )
         axes.plot(marks, means[side], color=colour, lw=2)
-        axes.annotate(
-            side,
-            (marks[-1], means[side][-1]),
-            (6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=9,
-        )
     axes.axhline(pixels, color=_FAINT, lw=1, ls=":")
-    axes.annotate(
-        "raw pixels", (marks[-1], pixels), (6, 0), textcoords="offset points", color=_FAINT, va="center", fontsize=9
-    )
+    axes.set_xlim(0, minutes)
+    axes.set_xticks([mark for mark in (0.0, *marks) if mark % (minutes / 5) == 0])
+    low, high = axes.get_ylim()
+    ends = [(means[side][-1], side, colour) for side, colour in zip(SIDES, COLOURS, strict=True)]
+    at_least = low
+    for value, name, colour in sorted([*ends, (pixels, "raw pixels", _FAINT)]):
+        at_least = max(value, at_least + 0.055 * (high - low))  # else the names hide each other
+        where = {"xytext": (minutes * 1.01, at_least), "annotation_clip": False, "va": "center", "fontsize": 9}
+        axes.annotate(name, (minutes, value), color=colour, **where)
     axes.set_xlabel("minutes of training on two CPU cores", color=_INK)
     axes.set_ylabel("kNN top-1 on CIFAR-10", color=_INK)
     _quiet(axes)
