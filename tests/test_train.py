@@ -278,9 +278,10 @@ def test_compiled_networks_train_as_they_are(images, tmp_path, monkeypatch, back
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_where_there_is_no_compiler_that_is_one_line(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match=r"compile=default does not work here, leave it out: .*no-such-compiler"):
+def test_where_there_is_no_compiler_that_is_one_line(images, tmp_path):
+    none = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    refused = pytest.raises(ValueError, match=r"compile=default does not work here, leave it out: .*no-such-compiler")
+    with none, refused:
         pretrain(images, tmp_path / "run", replace(TINY, steps=10, compile="default", image_size=11))
     assert not (tmp_path / "run").exists()
 

@@ -37,6 +37,9 @@ class Normalization:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.in_place(images.clone())
+
     def in_place(self, images: Tensor) -> Tensor:
         return ops.normalize_(images, *self._on(images.device, images.dtype))
 
