@@ -1,7 +1,7 @@
 """Convolutions of small feature maps as matrix products, where that is faster: bfloat16 on CPUs.
 
-oneDNN's bfloat16 convolutions lose most of the matrix rate on maps of a few pixels: at 512 channels and 4 x 4 px its
-weight gradient ran at 88 GFLOP/s on a CPU whose matrix product reached 700.
+With AMX, oneDNN's bfloat16 convolutions lose most of the matrix rate on maps of a few pixels: at 512 channels and
+4 x 4 px its weight gradient ran at 88 GFLOP/s on a CPU whose matrix product reached 700.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ class MatrixConv2d(nn.Conv2d):
     """nn.Conv2d, computed as a matrix product under CPU bfloat16 autocast where the output has at most
     LARGEST_MAP pixels; elsewhere, and in its parameters, an nn.Conv2d."""
 
-    LARGEST_MAP = 16
-    """Pixels of the output map up to which the matrix product was faster at every width tried (1.8 to 3.3 times)."""
+    LARGEST_MAP = 16 if torch.cpu._is_amx_tile_supported() else 1
+    """Pixels of the output map up to which the matrix product was faster at every width tried: with AMX 1.8 to 3.3
+    times up to 16; else oneDNN keeps its rate, except on maps of one pixel, where it multiplies zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
