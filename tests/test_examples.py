@@ -1,20 +1,27 @@
-"""The one-file BYOL against the package: the same weights and views give the same steps."""
+"""The one-file BYOL against the package: the same weights and views give the same steps; and the other examples."""
 
 import importlib.util
+import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from torch import nn
 
 from byol.data.loader import Batch
 from byol.methods.byol import BYOL
 from byol.train import Networks, make_optimizer, train_step
 
-EXAMPLE = Path(__file__).parents[1] / "examples/minimal_byol.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("minimal_byol", EXAMPLE)
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -34,14 +41,14 @@ class Tiny(nn.Sequential):
 
 
 def test_the_example_is_short_and_needs_torch_and_torchvision_only():
-    lines = EXAMPLE.read_text().splitlines()
+    lines = (EXAMPLES / "minimal_byol.py").read_text().splitlines()
     assert len(lines) < 150
     imports = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert imports <= {"copy", "math", "sys", "pathlib", "torch", "torchvision"}
 
 
 def test_the_example_takes_the_package_s_steps(make_run):
-    example = load_example()
+    example = load_example("minimal_byol")
     torch.manual_seed(0)
     theirs = example.BYOL(Tiny(), 6, hidden=16, out=8, tau=0.9).double().train()
     ours = BYOL(Tiny(), hidden=16, out=8, tau=0.9)
@@ -70,3 +77,35 @@ def test_the_example_takes_the_package_s_steps(make_run):
     for part in ("encoder", "projector", "predictor"):
         for a, b in zip(getattr(ours, part).parameters(), getattr(theirs, part).parameters(), strict=True):
             assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_the_recipe_for_a_gpu_trains_goes_on_and_says_how_long_it_took(tmp_path):
+    example = load_example("cifar10_gpu")
+    data = write_cifar(tmp_path / "cifar", train=64, test=32)
+    tiny = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    small = {"hidden": 16, "out": 8, "tau": 0.99}
+    recipe = replace(example.RECIPE, backbone_args=tiny, method_args=small, batch_size=16, epochs=2, warmup_epochs=1)
+    found = example.main(str(data), tmp_path / "run", recipe)
+    assert {"minutes", "images_per_second"} < set(found)
+    assert 0 < found["minutes"] < 10
+    scores = [value for name, value in found.items() if name.startswith(("kNN", "linear"))]
+    assert len(scores) >= 2
+    assert all(0 <= score <= 1 for score in scores)
+    assert json.loads((tmp_path / "run/result.json").read_text()) == found
+    again = example.main(str(data), tmp_path / "run", recipe)
+    assert again["minutes"] == found["minutes"], "nothing was trained again"
+
+
+def write_cifar(folder, **parts):
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for part, num in parts.items():
+        labels = np.arange(num) % 4
+        images = []
+        for label in labels:
+            pixels = generator.integers(0, 64, (32, 32, 3)) + 48 * label
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, "png")
+            images.append(buffer.getvalue())
+        pq.write_table(pa.table({"image": images, "label": labels}), folder / f"{part}.parquet")
+    return folder
