@@ -20,13 +20,14 @@ import numpy as np
 from PIL import Image
 
 LISTER = """
-import json, sys, time
+import json, resource, sys, time
 from byol.data.open import open_source
 from byol.machine import process_memory
 began, before = time.perf_counter(), process_memory()
 source = open_source(sys.argv[1])
 print(json.dumps({"seconds": time.perf_counter() - began, "images": len(source), "bytes": process_memory(),
-                  "more": process_memory() - before}))
+                  "more": process_memory() - before,
+                  "child": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}))
 """
 
 
@@ -63,7 +64,8 @@ def main() -> None:
             found = json.loads(ended.stdout)
             print(
                 f"{name}: {found['images']:,} images listed in {found['seconds']:.1f} s, process at most "
-                f"{found['bytes'] / 1e9:.2f} GB, {found['more'] / 1e9:.2f} GB of them for the listing"
+                f"{found['bytes'] / 1e9:.2f} GB, {found['more'] / 1e9:.2f} GB of them for the listing; the largest of "
+                f"its own processes {found['child'] / 1e9:.2f} GB, most of it shared"
             )
 
 
