@@ -109,12 +109,12 @@ def one_core(folder: Path, num: int, arithmetic: recipes.Arithmetic, turns: int)
         print(f"  {name:26} {1e3 * per_image:7.2f} ms an image {1 / per_image:7.0f}/s {lightly / per_image:6.2f} x")
 
 
-def null_step(folder: Path, arithmetic: recipes.Arithmetic, batches: int = 12) -> None:
+def null_step(folder: Path, arithmetic: recipes.Arithmetic, workers: int, batches: int = 12) -> None:
     """The loader's own rate: a step that takes no time."""
-    made = loader_of(folder, 64, arithmetic, workers=max(1, torch.get_num_threads() - 1)).batches(0, batches)
+    made = loader_of(folder, 64, arithmetic, workers=workers).batches(0, batches)
     next(made)
     took = seconds(lambda: [None for _ in made])
-    print(f"loader into a step that does nothing: {64 * (batches - 1) / took:.0f} images/s on all cores")
+    print(f"loader into a step that does nothing, {workers} workers: {64 * (batches - 1) / took:.0f} images/s")
 
 
 def beside_training(folder: Path, options: Options, steps: int, turns: int) -> None:
@@ -140,7 +140,7 @@ def beside_training(folder: Path, options: Options, steps: int, turns: int) -> N
                 rates["with data"].append(steps * training.run.batch_size / full)
     bare, full = (statistics.median(rates[name]) for name in rates)
     shares = [b / a for a, b in zip(*rates.values(), strict=True)]
-    structure = f"{training.run.backbone} {training.run.backbone_args or ''}"
+    structure = f"{training.run.backbone} {training.run.backbone_args or ''}, {options.workers} workers"
     print(f"{structure}: bare {bare:.1f} images/s, with data {full:.1f}, {statistics.median(shares):.0%}")
 
 
@@ -166,12 +166,14 @@ def main() -> None:
         many = Path(place) / "many"
         write(many, 375, 500, 512, arguments.quality)
         if arguments.part in (None, "loader"):
-            null_step(many, arithmetic)
+            for workers in (0, 1):
+                null_step(many, arithmetic, workers)
         if arguments.part in (None, "training"):
             base = Options(backbone="resnet18", batch_size=32, steps=10**5, hold_out=0.0, image_size=224)
             for channels in ([8, 16, 32, 64], [16, 32, 64, 128], [32, 64, 128, 256]):
                 structure = {"layers": [1, 1, 1, 1], "channels": channels}
-                beside_training(many, replace(base, backbone_args=structure), 8, 3)
+                for workers in (0, 1):
+                    beside_training(many, replace(base, backbone_args=structure, workers=workers), 8, arguments.turns)
 
 
 if __name__ == "__main__":

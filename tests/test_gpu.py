@@ -107,6 +107,7 @@ def test_the_first_steps_are_those_of_a_cpu(images, tmp_path):
 @pytest.mark.filterwarnings("ignore")  # compilers warn of what is theirs
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_networks_train_alike(images, tmp_path, mode):
+    torch._dynamo.utils.counters.clear()
     found = []
     for compile_, out in ((None, "plain"), (mode, "compiled")):
         options = Options(**(SMALL | {"hold_out": 0.2}), steps=10, precision="32", compile=compile_)

@@ -15,7 +15,7 @@ from torch import nn
 import byol
 from byol import checkpoint
 from byol.console import Terminal
-from byol.data.loader import Batch, Loader, Normalization, load_pixels
+from byol.data.loader import Batch, Loader, Normalization, load_pixels, looked_at
 from byol.data.open import open_source
 from byol.methods import Out
 from byol.methods.byol import BYOL
@@ -534,7 +534,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(images, tmp_path):
     assert not (tmp_path / "run" / "backbone.safetensors").exists()
 
 
-def test_held_out_images_are_looked_at_in_evaluation_mode(images):
+def test_held_out_images_are_looked_at_in_evaluation_mode(images, monkeypatch):
     source, pixels, _ = load_pixels(open_source(images))
     loader = Loader(source, (View(), View()), pixels=pixels, size=12, batch_size=16,
                     normalization=Normalization((0.5,) * 3, (0.25,) * 3), seed=0)  # fmt: skip
@@ -545,3 +545,7 @@ def test_held_out_images_are_looked_at_in_evaluation_mode(images):
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
     assert probe.step == 3
     assert probe.knn is not None
+    monkeypatch.setattr("byol.online.looked_at", lambda source, most: looked_at(source, 4))
+    loader.labels[0] = -1
+    loader.labels[3:] = -1  # four of all images are none of the two that have labels
+    assert HoldOut(loader, loader).look(method, step=3).knn is not None

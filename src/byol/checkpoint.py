@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def save(directory: Path, step: int, module: nn.Module, optimizer: Optimizer) ->
                 scalars[f"optimizer.{index}.{name}"] = value
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{step:09d}.safetensors"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may save one state
+    temporary = path.with_suffix(f".{uuid4().hex}.tmp")  # several processes may save one state
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
         temporary,

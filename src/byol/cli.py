@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from byol import names
-from byol.launch import launched, launched_rank
+from byol.launch import is_first_here, launched, launched_rank
 
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
@@ -143,7 +143,9 @@ def pretrain(
     channels: Channels = None,
     base_lr: Annotated[float | None, typer.Option(help="Learning rate for 256 images a step.")] = None,
     seed: Seed = 0,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode large images; 0: threads of this one.")
+    ] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of the networks' arithmetic.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     recipe: Recipe = None,
@@ -219,7 +221,9 @@ def estimate(
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes in one step.")] = 1,
     image_size: ImageSize = None,
     channels: Channels = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode large images; 0: threads of this one.")
+    ] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of the networks' arithmetic.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     recipe: Recipe = None,
@@ -315,7 +319,9 @@ def evaluate(
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Fits of linear-sgd, finetune and semi.")] = 1,
     suggest: Annotated[int | None, typer.Option(min=1, help="Name so many images worth labelling first.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode large images.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that decode large images; 0: threads of this one.")
+    ] = 0,
     device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no features for the next time.")] = False,
     seed: Seed = 0,
@@ -571,7 +577,7 @@ def embed(
     part: Annotated[Part, typer.Option(help="Of data that have a training and a test part.")] = Part.all,
     tile: Tile = None,
     rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 8192,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images; 0: threads of this one.")] = 0,
     device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -773,5 +779,10 @@ def _for_people(error: Exception) -> bool:
 
 
 def _exit(line: str) -> None:
+    if not is_first_here():
+        from byol.parallel import world_size
+
+        if world_size() == 1:  # they have not met, and all of this machine have the same trouble
+            sys.exit(2)
     print(f"byol: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(2)

@@ -16,7 +16,7 @@ from byol.data.tiles import tiled
 from byol.evaluate.features import stream_features
 from byol.evaluate.images import evaluation_batches
 from byol.export import WEIGHTS, load, range_of, read_description
-from byol.parallel import collected, rank, together, world_size
+from byol.parallel import agreed, collected, rank, together, world_size
 from byol.pipeline import Observer, Silent
 from byol.subject import open_images
 
@@ -41,7 +41,8 @@ def embed(
     """Write the features of `data`'s images by a run's backbone to OUT/part-NNNNN.parquet; returns what is there.
 
     Each file has the images of `rows` places in the listing: columns id (int64, the place), name, label (where there
-    are labels) and features (D float32, the encoder's, of the evaluation's view). Files that are there already stay.
+    are labels), group (of tiles, the place of their image) and features (D float32, the encoder's, of the evaluation's
+    view). Files that are there already stay.
     tile: see `tiled`. Where several processes run, each writes every W-th file. ValueError where OUT holds other
     embeddings.
     """
@@ -50,10 +51,7 @@ def embed(
     observer = observer if observer is not None and rank() == 0 else Silent()
     directory, run_directory = Path(out), Path(run_directory)
     description = together(lambda: read_description(run_directory))
-    channels = description["channels"]
     source = together(lambda: _opened(data, part, description, tile))
-    if source.channels != channels:
-        raise ValueError(f"the images have {source.channels} channels, and the backbone was trained on {channels}")
     about = {
         "data": source.name,
         "data_fingerprint": source.fingerprint,
@@ -65,7 +63,9 @@ def embed(
     together(lambda: _begin(directory, about))
     encoder = load(run_directory).to(engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     numbers = range(-(-source.num_listed // rows))
-    mine = [n for n in numbers[rank() :: world_size()] if not _file(directory, n).exists()]
+    left = agreed([n for n in numbers if not _file(directory, n).exists()])
+    there = sorted(set(numbers) - set(left))
+    mine = left[rank() :: world_size()]
     places = [_places(source, n * rows, rows) for n in mine]
     done, total = 0, sum(map(len, places))
     for number, chosen in zip(mine, places, strict=True):
@@ -85,27 +85,34 @@ def embed(
             done += len(batch_rows)
             observer.working("embedding", done, total)
         _write(_file(directory, number), shard, np.concatenate([*used, []]).astype(int), found, about)
-    written = sum(collected([sum(_rows_of(_file(directory, n)) for n in numbers[rank() :: world_size()])]))
+    # Each counts its own: another's may not be there yet.
+    counted = [_rows_of(_file(directory, n)) for n in [*mine, *there[rank() :: world_size()]]]
+    written = sum(collected(counted))
     return {"out": str(directory), "images": written, "files": len(numbers), "feature_dim": about["feature_dim"]}
 
 
 def _opened(data: str, part: Part, description: dict[str, Any], tile: int) -> Source:
-    source = open_images(data, part=part, channels=description["channels"], value_range=range_of(description))
+    channels = description["channels"]
+    source = open_images(data, part=part, channels=channels, value_range=range_of(description))
+    if source.channels != channels:
+        raise ValueError(f"the images have {source.channels} channels, and the backbone was trained on {channels}")
     return tiled(source, tile) if tile else source
 
 
 def _begin(directory: Path, about: dict[str, Any]) -> None:
     """ValueError where the directory holds something else than these embeddings."""
     path = directory / ABOUT
+    temporary = path.with_suffix(".tmp")  # the other processes may be looking
     if path.is_file():
         there = json.loads(path.read_text("utf-8"))
         if differs := [name for name in about if there.get(name) != about[name]]:
             raise ValueError(f"{directory} holds other embeddings (another {differs[0]}); choose another --out")
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())) and rank() == 0:
+    elif directory.exists() and (not directory.is_dir() or {*directory.iterdir()} - {temporary}) and rank() == 0:
         raise ValueError(f"{directory} exists already and holds no {ABOUT}; choose another --out")
     elif rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        temporary.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        temporary.replace(path)
 
 
 def _file(directory: Path, number: int) -> Path:
@@ -130,6 +137,8 @@ def _write(path: Path, shard: Source, rows: np.ndarray, features: list[torch.Ten
     if shard.labels is not None:
         labels = shard.labels[rows]
         columns["label"] = pa.array(labels, pa.int64(), mask=labels < 0)
+    if shard.groups is not None:
+        columns["group"] = pa.array(shard.groups[rows], pa.int64())
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), pa.float32()), dim)
     unused = np.setdiff1d(np.arange(len(shard)), rows)
     metadata = {"byol": json.dumps(about | {"unusable": shard.ids[unused].tolist()})}

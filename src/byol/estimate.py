@@ -33,7 +33,7 @@ def estimate(data: str, options: Options, observer: Observer) -> tuple[dict[str,
     with tempfile.TemporaryDirectory() as nothing:
         training, _ = ready(run, source, pixels, Path(nothing), 1.0)
         opened = time.perf_counter() - began
-        rate = training.measure_rate(TRIAL_SECONDS, loading=True)
+        rate = training.measure_rate(TRIAL_SECONDS)
     look = 0.0
     if training.hold_out is not None:
         before = time.perf_counter()

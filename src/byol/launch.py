@@ -19,6 +19,12 @@ def launched() -> tuple[int, int]:
     return 1, 1
 
 
+def is_first_here() -> bool:
+    """Whether this process is the first of those of `launched` on its machine."""
+    name = "LOCAL_RANK" if LAUNCHERS[0] in os.environ else "SLURM_LOCALID"
+    return launched()[0] == 1 or int(os.environ.get(name, 0)) == 0
+
+
 def launched_rank() -> int:
     """This process's number among those of `launched`, known before they have met."""
     name = "RANK" if LAUNCHERS[0] in os.environ else "SLURM_PROCID"

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from byol.data.loader import HOLD_OUT_EPOCH, Loader
+from byol.data.loader import HOLD_OUT_EPOCH, Loader, looked_at
 from byol.diagnose import Health, health, verdict
 from byol.encoder import initialize
 from byol.evaluate.images import evaluation_images
@@ -67,9 +68,11 @@ class HoldOut:
         self._held = held
         self._rows = rows
         self._bank = bank
-        self._bank_rows = torch.linspace(0, len(bank.source) - 1, min(1024, len(bank.source))).long().unique()
         self._classifier = classifier
-        self._labelled = bool((held.labels >= 0).any() and (bank.labels >= 0).any())
+        labelled = np.flatnonzero(bank.labels >= 0)
+        self._labelled = bool((held.labels >= 0).any() and len(labelled))
+        if self._labelled:
+            self._bank_rows = torch.from_numpy(labelled[looked_at(bank.source.subset(labelled), 1024)])
 
     @torch.no_grad()
     def look(self, method: Method, step: int, *, late: bool = False) -> Probe:
@@ -113,12 +116,9 @@ class HoldOut:
         """Top-1 of kNN and of the online classifier, on the plain images."""
         bank_labels = self._bank.labels[self._bank_rows]
         labels = self._held.labels
-        bank = self._features(method, self._bank, self._bank_rows[bank_labels >= 0])
+        bank = self._features(method, self._bank, self._bank_rows)
         queries = self._features(method, self._held, self._rows[labels >= 0])
-        bank_labels, labels = (
-            bank_labels[bank_labels >= 0].to(bank.device),
-            labels[labels >= 0].to(bank.device),
-        )
+        bank_labels, labels = bank_labels.to(bank.device), labels[labels >= 0].to(bank.device)
         knn = float((weighted_knn(bank, bank_labels, queries, k=20) == labels).float().mean())
         if self._classifier is None:
             return knn, None

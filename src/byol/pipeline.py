@@ -248,6 +248,18 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
         ),
         ("expected", f"{rate:,.0f} images/s, about {duration(seconds)}"),
     ]
+    if training.no_compiler:
+        lines.append(
+            ("note", f"no working C++ compiler ({training.no_compiler}): the views are the same, and slower to make")
+        )
+    if (used := training.loader.workers_used()) < run.workers and training.loader.streams:
+        lines.append(
+            (
+                "note",
+                f"{used} of {run.workers} workers read: they share the {training.loader.streams} streams of a process "
+                f"evenly; --workers {used}, or --set streams=N with a multiple of {run.workers * world_size()}",
+            )
+        )
     stem_is_new = run.stem == "3x3" and isinstance(training.method.encoder.model.conv1, nn.Conv2d)
     if run.init is not None and run.init.startswith(PRETRAINED) and stem_is_new:
         lines.append(("note", "the 3x3 stem is new: of the pretrained weights all but the first layer are used"))

@@ -194,7 +194,7 @@ def _streams(options: Options, source: Source) -> int:
         return 0
     training, _ = split_hold_out(source, options.hold_out, options.seed)
     units = int((np.diff(training.unit_bounds()) > 0).sum())
-    held = max(1, HELD_BYTES // (2 * source.unit_bytes))
+    held = max(1, HELD_BYTES // (2 * max(1, source.unit_bytes)))
     streams = options.streams or min(64, 1 << (min(units, held).bit_length() - 1))
     if streams > units:
         raise ValueError(
@@ -210,8 +210,10 @@ def _streams(options: Options, source: Source) -> int:
 
 def _workers(device: str) -> int:
     # torchrun sets one thread where nothing else is said.
-    cores = torch.get_num_threads() if launched()[1] == 1 else (os.cpu_count() or 1) // launched()[1]
-    return max(0, min(16, cores - 1)) if device == "cpu" else min(16, cores)
+    threads = torch.get_num_threads()
+    cores = threads if launched()[1] == 1 else (os.cpu_count() or 1) // launched()[1]
+    # On a CPU a worker would take its time from a thread of the step, for which the others wait.
+    return max(0, min(16, cores - threads)) if device == "cpu" else min(16, cores)
 
 
 @lru_cache

@@ -84,7 +84,7 @@ class Run(Optimization):
     device: str
     """"cpu" or "cuda"."""
     workers: int
-    """Processes that decode large images; small ones live in memory."""
+    """Processes that decode large images, 0: threads of this one do; small ones live in memory."""
     seed: int
     hold_out: float
     """Share of the images never trained on, for diagnosis while training."""

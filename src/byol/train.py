@@ -224,6 +224,10 @@ def learning_rate_share(run: Run, step: float) -> float:
     return warmup_cosine(step, warmup_steps=run.warmup_steps, total_steps=run.planned_steps, final=run.final_lr)
 
 
+def _unread(reason: str, step: int) -> TrainingStopped:
+    return TrainingStopped(f"{reason}; the state after {step} steps is saved, --resume goes on")
+
+
 def keep_memory() -> None:
     """Ask glibc to reuse large freed blocks rather than return them: a step else faults in thousands of pages anew."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -249,6 +253,7 @@ class Training:
             raise ValueError(f"compile={run.compile} is for one process, and these are {world_size()}; leave it out")
         training, held = split_hold_out(source, run.hold_out, run.seed)
         self.num_train, self.num_held = len(training), 0 if held is None else len(held)
+        self.no_compiler = ""
         self.arithmetic = self._arithmetic(cropped_here=pixels is not None)
         networks = build(run, num_classes=source.num_classes, num_images=source.num_listed)
         self.networks = compile_networks(run, networks)
@@ -293,7 +298,8 @@ class Training:
         try:
             views = tuple(View(**fields) for fields in run.views)
             return recipes.compiled(views, run.channels, run.image_size, device)
-        except Exception:  # compilers fail in many ways; without one the views are the same, and slower
+        except Exception as error:  # compilers fail in many ways; without one the views are the same, and slower
+            self.no_compiler = type(error).__name__
             return recipes.EAGER
 
     def parameters(self) -> int:
@@ -302,28 +308,29 @@ class Training:
             p.numel() for p in self.networks.method.parameters() if not p.requires_grad
         )
 
-    def measure_rate(self, seconds: float = 1.0, *, loading: bool = False) -> float:
-        """Images/s that trial steps on a copy of the networks reach, the median; the run itself is not touched.
+    def measure_rate(self, seconds: float = 1.0) -> float:
+        """Images/s that trial steps on a copy of the networks reach, with all that they wait for; the run itself is not
+        touched. The median; where workers make images, the mean, once those made ahead are used up.
 
-        seconds: about how long to try. loading: how long steps wait for images that workers make counts too, by the
-        mean, once those made ahead are used up; else the networks alone.
+        seconds: about how long to try.
         """
         most = math.ceil(10 * seconds)
-        ahead = 3 if loading and self.loader.pixels is None else 1  # of each worker, and the one that warms up
+        # A GPU makes the next images beside a step: the clock waits for it only after some.
+        steps = 4 if self.fabric.device.type == "cuda" else 1
+        beside = self.loader.pixels is None and self.loader.workers > 0
+        ahead = 3 if beside else 1  # of each worker, and the one that warms up
         networks = compile_networks(self.run, copy.deepcopy(self.networks))
         module, optimizer = self.fabric.setup(networks, make_optimizer(self.run, networks))
-        batches = self.loader.batches(0, most)
+        batches = self.loader.batches(0, steps * most)
         taken: list[float] = []
         # The first one warms up; of steps that take seconds one more has to do.
-        while len(taken) < most and (len(taken) < ahead + 1 or sum(taken[ahead:]) < seconds):
+        while len(taken) < most and (len(taken) < ahead + 1 or steps * sum(taken[ahead:]) < seconds):
             start = time.perf_counter()
-            batch = next(batches)
-            if self.loader.pixels is None and not loading:  # made by workers, meanwhile
-                start = time.perf_counter()
-            train_step(self.run, 0, module, networks.method, optimizer, [batch], self.fabric.backward)
+            for _ in range(steps):
+                train_step(self.run, 0, module, networks.method, optimizer, [next(batches)], self.fabric.backward)
             if self.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
-            taken.append(agreed(time.perf_counter() - start))  # all processes try as often
+            taken.append(agreed((time.perf_counter() - start) / steps))  # all processes try as often
         found = statistics.mean(taken[ahead:]) if ahead > 1 else statistics.median(taken[1:])
         return self.run.batch_size / found
 
@@ -333,15 +340,17 @@ class Training:
         run = self.run
         start = self._restore() if resume else 0
         metrics = _Metrics(self.directory, start) if rank() == 0 else _NoMetrics()
-        seconds, collapsed = agreed(metrics.standing() if start else (0.0, 0))
+        seconds, collapsed, looked = agreed(metrics.standing())
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         try:
             if budget is not None:
                 budget.training = time.perf_counter()
-            if start == 0:
+            if self._looks(start) and not looked:
                 before = time.perf_counter()
-                self._look(0, metrics, observe, 0.0)
+                probe = self._look(start, metrics, observe, seconds)
+                if start:
+                    collapsed = self._collapses(probe, collapsed, start)
                 if budget is not None:
                     budget.looks.append(time.perf_counter() - before)
             # Of a run that may get longer, more are ready to be made than it will have.
@@ -356,17 +365,17 @@ class Training:
                 try:
                     micro = [next(batches) for _ in range(run.accumulate)]
                 except (DataError, OSError) as error:
+                    metrics.skipped(replaced)
                     # The state is the same in every process, and whole: no part of this step is done.
                     self.save(step)
-                    raise TrainingStopped(
-                        f"{error}; the state after {step} steps is saved, --resume goes on"
-                    ) from error
+                    raise _unread(str(error), step) from error
                 losses = self._step(step, micro)
                 done = step + 1
                 replaced += [(done, *each) for batch in micro for each in batch.replaced]
                 logs = done % LOG_EVERY_STEPS == 0 or done == run.total_steps
                 saves = done % run.checkpoint_every_steps == 0 or done == run.total_steps
-                if logs or saves:
+                looks = self._looks(done)
+                if logs or saves or looks:
                     metrics.skipped(collected(replaced))
                     replaced = []
                 if logs:
@@ -390,17 +399,13 @@ class Training:
                         raise everywhere(self._diverged(f"the loss is {float(losses['loss'])}", done))
                     if rank() == 0:
                         self.save(done)
-                if done % run.evaluate_every_steps == 0 or done == run.total_steps:
+                if looks:
                     before = time.perf_counter()
                     probe = self._look(done, metrics, observe, seconds + before - clock)
                     clock += time.perf_counter() - before  # training's seconds are training's alone
-                    collapsed = collapsed + 1 if probe and probe.word == "collapsed" else 0
                     if budget is not None:
                         budget.looks.append(time.perf_counter() - before)
-                    if collapsed >= 2 and run.stop_on_collapse:
-                        if rank() == 0:
-                            self.save(done)
-                        raise everywhere(TrainingStopped(f"stopped at step {done}: {ADVICE}"))
+                    collapsed = self._collapses(probe, collapsed, done)
                 if budget is not None and logs and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
                     steps = agreed(budget.steps(done, run.evaluate_every_steps))
                     run = self.run = replace(run, total_steps=steps, replan=(done, run.total_steps))
@@ -415,8 +420,21 @@ class Training:
             ) from None
         finally:
             metrics.close()
+            self.loader.source.rest()
         if rank() == 0:
             save_backbone(self.method.encoder, run, self.directory, step=run.total_steps)
+
+    def _looks(self, done: int) -> bool:
+        return done % self.run.evaluate_every_steps == 0 or done == self.run.total_steps
+
+    def _collapses(self, probe: Probe | None, before: int, done: int) -> int:
+        """How many looks in a row found a collapse, with this one; at two the run may want to be stopped."""
+        found = before + 1 if probe and probe.word == "collapsed" else 0
+        if found >= 2 and self.run.stop_on_collapse:
+            if rank() == 0:
+                self.save(done)
+            raise everywhere(TrainingStopped(f"stopped at step {done}: {ADVICE}"))
+        return found
 
     def _step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
         apart = partial(self.fabric.no_backward_sync, self.module)
@@ -424,7 +442,7 @@ class Training:
         if not self._redraw:
             return train_step(*arguments)
         # Dropout and stochastic depth draw from torch's generator: seeded per step, so that a resumed run agrees.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self.fabric.device] if self.fabric.device.type == "cuda" else []):
             torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), rank() + 1)[-1]))
             return train_step(*arguments)
 
@@ -442,15 +460,18 @@ class Training:
     ) -> Probe | None:
         if self.hold_out is None:
             return None
-        found_here: Probe | str | None = None
+        found_here: Probe | TrainingStopped | None = None
         if rank() == 0:
             try:
                 found_here = self.look(step)
+            except (DataError, OSError) as error:
+                self.save(step)
+                found_here = _unread(str(error), step)
             except ValueError as error:
-                found_here = str(error)
+                found_here = self._diverged(str(error), step)
         probe = agreed(found_here)
-        if isinstance(probe, str):
-            raise everywhere(self._diverged(probe, step))
+        if isinstance(probe, TrainingStopped):
+            raise everywhere(probe)
         assert probe is not None, "the first process looked"
         found = probe.to_dict()
         found.pop("step")
@@ -483,6 +504,7 @@ class _Metrics:
     def __init__(self, directory: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._start = start
         self._path = directory / "metrics.jsonl"
         self._skipped = directory / "skipped.jsonl"
         _drop_after(self._path, start or -1)  # a run that starts anew looks at step 0 again
@@ -490,10 +512,12 @@ class _Metrics:
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
 
-    def standing(self) -> tuple[float, int]:
-        """(seconds of training, whether the last look found a collapse) as far as the file goes."""
+    def standing(self) -> tuple[float, int, bool]:
+        """(seconds of training, whether the last look found a collapse, whether it was at `start`) as far as the file
+        goes."""
         seconds = (self.last("seconds") or {"seconds": 0.0})["seconds"]
-        return seconds, int((self.last("held_out/verdict") or {}).get("held_out/verdict") == "collapsed")
+        look = self.last("held_out/verdict") or {"step": -1, "held_out/verdict": ""}
+        return seconds, int(look["held_out/verdict"] == "collapsed"), look["step"] == self._start
 
     def last(self, name: str) -> dict[str, Any] | None:
         """The last line that holds a number of that name."""
@@ -521,8 +545,8 @@ class _Metrics:
 class _NoMetrics:
     """Of a process that writes none, because the first one does."""
 
-    def standing(self) -> tuple[float, int]:
-        return 0.0, 0
+    def standing(self) -> tuple[float, int, bool]:
+        return 0.0, 0, False
 
     def write(self, step: int, values: dict[str, Any]) -> None: ...
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None: ...

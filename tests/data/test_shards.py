@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,9 @@ from byol.data.loader import Loader, Normalization, split_hold_out
 from byol.data.open import open_source
 from byol.data.order import StreamOrder
 from byol.data.source import DataError
+from byol.data.units import some_rows
 from byol.pipeline import Silent, pretrain
-from byol.train import TrainingStopped
+from byol.train import Training, TrainingStopped
 from byol.views.view import View
 
 NUM, SIDE = 240, 20
@@ -149,20 +151,110 @@ def test_neither_processes_nor_workers_change_a_batch(kind, parquet, tars, monke
                     assert torch.equal(view[rank::world], view_here)
 
 
-def test_each_process_reads_its_own_units_and_each_once(parquet, monkeypatch):
-    source = open_source(parquet, streams=True)
+@pytest.mark.parametrize("row_group", [3, 10])
+@pytest.mark.parametrize("batch_size", [8, 80])
+def test_each_process_reads_its_own_units_and_each_once(tmp_path, monkeypatch, row_group, batch_size):
+    write_parquet(tmp_path, row_group=row_group)
+    source = open_source(tmp_path, streams=True)
+    streams = 8 if row_group == 3 else 4
+    of_a_stream = NUM // streams  # 30 images in 10 units, or 60 in 6
     read = []
     original = type(source.listing)._read
     monkeypatch.setattr(type(source.listing), "_read", lambda self, unit: read.append(unit) or original(self, unit))
     units = []
     for rank in range(2):
-        fresh = open_source(parquet, streams=True)
+        fresh = open_source(tmp_path, streams=True)
+        fresh.listing.units._forget()  # what was looked at to open it
         read.clear()
-        for _ in loader_of(fresh, share=(rank, 2)).batches(0, 8):
+        loader = loader_of(fresh, share=(rank, 2), batch_size=batch_size, streams=streams)
+        # Until the last unit of each stream but one is done: then the next epoch's first ones are read.
+        for _ in loader.batches(0, (of_a_stream - row_group) * streams // batch_size):
             pass
+        fresh.listing.units._pool.shutdown()
         assert len(read) == len(set(read))
+        assert len(read) >= (of_a_stream // row_group - batch_size // streams // row_group - 1) * streams // 2
         units.append(set(read))
     assert not units[0] & units[1]
+
+
+def test_the_unit_that_follows_is_the_one_a_stream_reads_next():
+    bounds = np.array([0, 7, 7, 19, 24, 40, 41, 60])
+    order = StreamOrder(bounds, 2, seed=0)
+    positions = torch.arange(0, 400, 2)
+    unit = np.searchsorted(bounds, order(positions)[0].numpy(), side="right")
+    following = np.searchsorted(bounds, order.following(positions).numpy(), side="right")
+    for i in range(100):
+        later = [(u, e) for u, e in zip(unit[i:], order(positions)[1][i:].tolist(), strict=True)]
+        assert following[i] == next(u for u, e in later if (u, e) != later[0])
+
+
+def test_rows_to_look_at_come_from_few_units():
+    bounds = np.array([0, 10, 10, 30, 31, 60])
+    assert some_rows(bounds, 4, 2).tolist() == [0, 9, 31, 59]
+    assert some_rows(bounds, 8, 2).tolist() == [0, 9, 10, 29, 30, 31, 59]
+    assert len(some_rows(bounds, 50, 8)) == 10 + 13 + 1 + 13
+    assert some_rows(np.arange(101), 5, 1).tolist() == [0, 24, 49, 74, 99]
+    assert some_rows(np.array([0]), 5, 1).tolist() == []
+    assert some_rows(np.arange(101), 50, 16)[[0, -1]].tolist() == [0, 99], "units of one row are not few"
+    assert len(some_rows(np.arange(101), 50, 16)) == 50
+    assert some_rows(np.arange(0, 6400, 100), 1024, 16)[-1] == 6299
+
+
+def test_memory_for_streams_follows_from_the_largest_unit(tmp_path):
+    write_parquet(tmp_path, files=2, row_group=120)
+    source = open_source(tmp_path, streams=True)
+    size = sum(len(image(i)) for i in range(120))
+    assert size < source.unit_bytes < 1.2 * size
+
+
+def test_colour_may_begin_in_a_later_shard(tmp_path):
+    for number, mode in enumerate(("L", "RGB")):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for i in range(100):
+                stream = io.BytesIO()
+                Image.fromarray(np.zeros((8, 8), np.uint8)).convert(mode).save(stream, "PNG")
+                member = tarfile.TarInfo(f"{i}.png")
+                member.size = len(stream.getvalue())
+                archive.addfile(member, io.BytesIO(stream.getvalue()))
+    assert open_source(tmp_path).channels == 3
+
+
+@pytest.mark.parametrize("damage", ["zeros", "header", "cut"])
+def test_a_damaged_archive_is_not_taken_for_a_shorter_one(tmp_path, damage):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(40):
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(image(i)) + 40_000
+            archive.addfile(member, io.BytesIO(image(i) + bytes(40_000)))
+    whole = (tmp_path / "a.tar").read_bytes()
+    assert len(open_source(tmp_path)) == 40
+    start = whole.index(b"20.png")
+    if damage == "zeros":
+        (tmp_path / "a.tar").write_bytes(whole[:start] + bytes(len(whole) - start + (1 << 20)))
+    elif damage == "cut":
+        (tmp_path / "a.tar").write_bytes(whole[:start])
+    else:
+        (tmp_path / "a.tar").write_bytes(whole[: start + 100] + b"garbage" * 10 + whole[start + 170 :])
+    with pytest.raises(DataError, match=r"a.tar is damaged after 20 samples"):
+        open_source(tmp_path)
+
+
+def test_labels_beyond_the_names_are_one_line(tmp_path):
+    table = pa.table({"image": [{"bytes": image(i), "path": None} for i in range(4)], "label": [0, 1, 2, 5]})
+    feature = {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(DataError, match="label 5 has no name"):
+        open_source(tmp_path, streams=True)
+
+
+def test_images_beside_archives_are_ambiguous(tmp_path):
+    write_tars(tmp_path, files=2)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(image(0))
+    with pytest.raises(DataError, match=r"holds images and .tar archives; name '.*\*.tar', or move them"):
+        open_source(tmp_path)
+    assert len(open_source(f"{tmp_path}/*.tar")) == NUM
 
 
 def test_held_out_images_come_from_few_units_and_are_not_trained_on(parquet):
@@ -238,10 +330,15 @@ def test_a_folder_may_name_the_part(tmp_path):
 def test_members_of_an_archive_are_listed_once(tmp_path, monkeypatch):
     write_tars(tmp_path, files=2)
     first = open_source(tmp_path)
-    monkeypatch.setattr("byol.data.shards._members", lambda url: pytest.fail("listed again"))
+    monkeypatch.setattr("byol.data.shards._members", lambda *_: pytest.fail("listed again"))
     again = open_source(tmp_path)
     assert again.labels.tolist() == first.labels.tolist()
     assert again.read(200)[0, 0, 0] == 200
+    monkeypatch.undo()
+    for left in (b"torn", b""):
+        for kept in (Path(os.environ["BYOL_CACHE"]) / "archives").glob("*.npz"):
+            kept.write_bytes(left)
+        assert open_source(tmp_path).labels.tolist() == first.labels.tolist()
 
 
 def test_a_shard_that_vanishes_stops_the_run_with_its_state_saved(tmp_path, monkeypatch):
@@ -266,6 +363,48 @@ def test_a_shard_that_vanishes_stops_the_run_with_its_state_saved(tmp_path, monk
         file.rename(file.with_suffix(".tar"))
     assert pretrain(str(data), out, resume=True).total_steps == whole.total_steps
     assert (out / "backbone.safetensors").read_bytes() == (tmp_path / "whole/backbone.safetensors").read_bytes()
+
+
+def test_storage_that_fails_in_a_look_stops_the_run_with_its_state_saved(tmp_path, parquet, monkeypatch):
+    look = Training.look
+
+    def failing(self, step):
+        if step >= 20:
+            raise DataError("part-001.parquet is gone; put it back")
+        return look(self, step)
+
+    monkeypatch.setattr(Training, "look", failing)
+    options = replace(stream_run.OPTIONS, workers=0, hold_out=0.2)
+    with pytest.raises(TrainingStopped, match=r"gone; put it back; the state after 20 steps is saved"):
+        pretrain(str(parquet), tmp_path / "run", options)
+    assert (tmp_path / "run/checkpoints/step-000000020.safetensors").is_file()
+    monkeypatch.undo()
+    pretrain(str(parquet), tmp_path / "run", resume=True)
+    pretrain(str(parquet), tmp_path / "whole", options)
+    resumed, whole = (
+        [
+            line
+            for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+            if "held_out/std" in line
+        ]
+        for name in ("run", "whole")
+    )
+    assert [dict(line, seconds=0) for line in resumed] == [dict(line, seconds=0) for line in whole]
+
+
+def test_workers_without_a_stream_are_told_of(tmp_path, parquet):
+    lines = []
+
+    class Listening(Silent):
+        def planned(self, run, found):
+            lines.extend(found)
+
+    pretrain(str(parquet), tmp_path / "run", replace(stream_run.OPTIONS, workers=3, steps=1), observer=Listening())
+    assert (
+        "note",
+        "2 of 3 workers read: they share the 8 streams of a process evenly; --workers 2, or "
+        "--set streams=N with a multiple of 3",
+    ) in lines
 
 
 def test_a_killed_run_of_two_processes_goes_on_with_the_very_images(tmp_path, parquet):

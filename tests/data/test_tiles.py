@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.data.loader import split_hold_out
+from byol.data.loader import Loader, Normalization, split_hold_out
 from byol.data.open import open_source
 from byol.data.source import DataError
 from byol.data.tiles import tiled
 from byol.options import Options
 from byol.pipeline import pretrain
+from byol.views.view import View
 
 SIZES = {"a/0.png": (100, 130), "a/1.png": (64, 64), "b/2.png": (40, 90), "b/3.png": (129, 64)}
 
@@ -81,6 +82,49 @@ def test_a_run_on_tiles_says_so_and_goes_on_from_what_it_wrote(folder, tmp_path)
     assert pretrain(str(folder), tmp_path / "run", resume=True) == run
     training, held = split_hold_out(tiled(open_source(folder), 16), 0.3, seed=0)
     assert held is not None and not set(held.ids) & set(training.ids)
+
+
+def test_held_out_tiles_are_those_of_whole_images(tmp_path):
+    for number in range(20):
+        generator = np.random.default_rng(number)
+        Image.fromarray(generator.integers(0, 256, (40 + number, 40, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
+    source = tiled(open_source(tmp_path), 16)
+    training, held = split_hold_out(source, 0.1, seed=0)
+    assert 9 <= len(held) <= round(0.1 * len(source))
+    assert not set(held.groups.tolist()) & set(training.groups.tolist())
+    assert len(held) + len(training) == len(source)
+    assert set(split_hold_out(source, 0.1, seed=1)[1].groups.tolist()) != set(held.groups.tolist())
+
+
+def test_of_very_many_tiles_a_few_images_are_held_out(tmp_path):
+    for number in range(100):
+        Image.new("RGB", (400, 400)).save(tmp_path / f"{number}.png")
+    source = tiled(open_source(tmp_path), 8)  # 2,500 of each image
+    training, held = split_hold_out(source, 0.1, seed=0)
+    assert len(held) == 1024
+    assert len(source) - len(training) == 8 * 2500, "of the 10 that a tenth would be"
+    assert len(set(held.groups.tolist())) == 8
+    assert not set(held.groups.tolist()) & set(training.groups.tolist())
+
+
+def test_tiles_of_a_run_are_decoded_once_an_epoch(tmp_path, monkeypatch):
+    for number in range(12):
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(tmp_path / f"{number:02}.png")
+    source = tiled(open_source(tmp_path), 16)
+    decoded = []
+    listing = type(source.listing.listing)
+    original = listing.read
+    monkeypatch.setattr(listing, "read", lambda self, i, *rest: decoded.append(i) or original(self, i, *rest))
+    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
+    loader = Loader(
+        source, (View(),) * 2, pixels=None, size=8, batch_size=4, normalization=normalization, seed=0, streams=2
+    )
+    for _ in loader.batches(0, 10):  # 20 of the 24 tiles of each stream: five of its six images, and the sixth
+        pass
+    source.listing.units._pool.shutdown()
+    assert sorted(decoded) == list(range(12))
 
 
 def test_what_cannot_be_tiled(tmp_path):

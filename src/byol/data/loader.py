@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from byol import rng
+from byol import cores, rng
 from byol.data.decode import Unusable
-from byol.data.order import Order, Sequence, StreamOrder
+from byol.data.order import Order, StreamOrder
 from byol.data.source import DataError, Source
+from byol.data.units import some_rows
 from byol.encoder import SMALL_IMAGE_PX
 from byol.views import ops, recipes
 from byol.views.view import View, without_color
@@ -24,8 +27,9 @@ MEMORY_LIMIT_BYTES = 4 << 30
 """Uniform images of at most SMALL_PX that take no more than this live in memory."""
 SMALL_PX = 128
 HELD_OUT_OF_A_UNIT = 64
-LOOK_AHEAD = 16
-"""Images of a stream before its next unit is needed, at which it begins to be read."""
+HELD_OUT_UNITS = 8
+LOOKED_AT_OF_A_UNIT = 16
+CPU = torch.device("cpu")
 HOLD_OUT_EPOCH = 1 << 40
 """Views of held-out images are drawn as of this epoch, which no training reaches."""
 
@@ -65,18 +69,26 @@ class Batch:
 def split_hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source | None]:
     """(training images, held-out images): `share` of the images, at most 1,024; None where that makes fewer than 8.
 
-    Which images, follows from the seed and their number alone.
+    Of tiles, those of some images, whose other tiles are in neither part. Which images, follows from the seed, their
+    number, and of those that are read in units how many are in each.
     """
-    num = min(round(share * len(source)), 1024)
+    most = round(share * len(source))
+    num = min(most, 1024)
     if num < 8:
         return source, None
     key = rng.key(seed, rng.Purpose.HOLD_OUT)
     if source.unit_starts is None:
         order = rng.permutation(key, len(source)).numpy()
-    else:  # a few from each of a few units, which are read whole
+    else:
         bounds = source.unit_bounds()
+        units = rng.permutation(rng.fold(key, 0), len(bounds) - 1).tolist()
+        if source.groups is not None and len(rows := _whole(units, bounds, num, most)) >= 8:
+            held = np.sort(rows)[np.linspace(0, len(rows) - 1, min(len(rows), 1024)).astype(int)]
+            others = np.ones(len(source), bool)
+            others[rows] = False
+            return source.subset(others), source.subset(held)
         chosen = list[int]()
-        for unit in rng.permutation(rng.fold(key, 0), len(bounds) - 1).tolist():
+        for unit in units:  # a few from each of a few units, which are read whole
             inside = rng.permutation(rng.fold(key, unit + 1), int(bounds[unit + 1] - bounds[unit])).numpy()
             few = inside[: min(num - len(chosen), HELD_OUT_OF_A_UNIT, len(inside) // 2)]
             chosen += (bounds[unit] + few).tolist()
@@ -87,6 +99,23 @@ def split_hold_out(source: Source, share: float, seed: int) -> tuple[Source, Sou
         others[chosen] = False
         order = np.concatenate([chosen, np.flatnonzero(others)])
     return source.subset(np.sort(order[num:])), source.subset(np.sort(order[:num]))
+
+
+def _whole(units: list[int], bounds: np.ndarray, wanted: int, most: int) -> np.ndarray:
+    """All rows of some units, as many as are wanted and of several units, but not more than `most`: tiles of one image
+    lie side by side, and some overlap."""
+    found, num = [np.zeros(0, np.int64)], 0
+    for unit in units:
+        if (num < wanted or len(found) <= HELD_OUT_UNITS) and num + bounds[unit + 1] - bounds[unit] <= most:
+            found.append(np.arange(bounds[unit], bounds[unit + 1]))
+            num += len(found[-1])
+    return np.concatenate(found)
+
+
+def looked_at(source: Source, most: int) -> np.ndarray:
+    """At most `most` rows of a source, evenly over it, for looks that read images out of their order."""
+    bounds = np.arange(len(source) + 1) if source.unit_starts is None else source.unit_bounds()
+    return some_rows(bounds, most, 1 if source.unit_starts is None else LOOKED_AT_OF_A_UNIT)
 
 
 def fits_memory(source: Source) -> bool:
@@ -108,11 +137,12 @@ def load_pixels(
 class Loader:
     """Batches of views of a source's images, by batch number.
 
-    pixels: [N, C, H, W] uint8 or float32 where the images live in memory (see `load_pixels`), else None: workers decode
-    them once an epoch and cut crops. batch_size: of all processes together. share: (rank, world): the process's part of
-    each batch is every world-th image of it, from the rank-th on. streams: for sources in units, see `StreamOrder`; the
-    processes must divide it. reduced: whether JPEGs are decoded at a fraction of their size where all their crops stay
-    as large as the views. arithmetic: see `recipes.compiled`.
+    pixels: [N, C, H, W] uint8 or float32 where the images live in memory (see `load_pixels`), else None: they are
+    decoded once an epoch and crops cut. workers: processes that do so, meanwhile; with none, threads of this one do
+    when a batch is wanted, as many as PyTorch has. batch_size: of all processes together. share: (rank, world): the
+    process's part of each batch is every world-th image of it, from the rank-th on. streams: for sources in units, see
+    `StreamOrder`; the processes must divide it. reduced: whether JPEGs are decoded at a fraction of their size where
+    all their crops stay as large as the views. arithmetic: see `recipes.compiled`.
     """
 
     def __init__(
@@ -143,9 +173,10 @@ class Loader:
         self.share = share
         self.reduced = reduced
         self.arithmetic = arithmetic
-        self.order: Sequence = Order(len(source), seed)
+        self.order: Order | StreamOrder = Order(len(source), seed)
         if streams:
             self.order = StreamOrder(source.unit_bounds(), streams, seed)
+        self.streams = streams // share[1]
         self.pixels = None if pixels is None else pixels.to(self.device)
         labels = source.labels if source.labels is not None else np.full(len(source), -1)
         self.ids = torch.from_numpy(source.ids.astype(np.int64))
@@ -153,26 +184,32 @@ class Loader:
         self.sizes = None if source.sizes is None else torch.from_numpy(source.sizes)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches start .. stop - 1."""
-        if self.pixels is not None:
-            for number in range(start, stop):
-                yield self.batch_of(*self.order(self.positions(number)))
+        """Batches start .. stop - 1. On a GPU each is made while the device works on the one before."""
+        made = self._batches(start, stop)
+        return _beside(made, self.device) if self.device.type == "cuda" else made
+
+    def _batches(self, start: int, stop: int) -> Iterator[Batch]:
+        if self.pixels is not None or self.workers == 0:
+            self._hold(self.streams, torch.get_num_threads())
+            try:
+                for number in range(start, stop):
+                    yield self.batch_of(*self.seen_at(self.positions(number)))
+            finally:
+                self.source.rest()
             return
         # All workers make each batch together: the first one comes sooner, and fewer of them wait in memory. A stream
         # is always read by the same one.
-        parts = min(max(1, self.workers), len(self.positions(0)))
-        if streams := self.order.streams // self.share[1]:
-            parts = max(n for n in range(1, parts + 1) if streams % n == 0)
-            self.source.hold_units(2 + 2 * streams // parts)
+        parts = self.workers_used()
+        self._hold(self.streams // parts, 1)
         pieces = iter(
             DataLoader(
                 _Crops(self),
                 batch_sampler=(
-                    p[(p // self.share[1]) % parts == k].tolist()
+                    self._for_worker(p[(p // self.share[1]) % parts == k])
                     for p in map(self.positions, range(start, stop))
                     for k in range(parts)
                 ),
-                num_workers=min(self.workers, parts),
+                num_workers=parts,
                 collate_fn=_as_it_is,
                 generator=torch.Generator(),  # else it draws from torch's own
             )
@@ -185,17 +222,22 @@ class Loader:
             first = int(self.positions(number)[0]) // self.share[1] % parts
             yield self._finish(made[first:] + made[:first])
 
+    def workers_used(self) -> int:
+        """As many of `workers` as have something to do: a stream is always read by the same one."""
+        parts = max(1, min(self.workers, len(self.positions(0))))
+        return max(n for n in range(1, parts + 1) if self.streams % n == 0)
+
     def positions(self, number: int) -> Tensor:
         """This process's positions of a batch, in the endless sequence of images."""
         rank, world = self.share
         return torch.arange(number * self.batch_size + rank, (number + 1) * self.batch_size, world)
 
-    def batch_of(self, rows: Tensor, epochs: Tensor) -> Batch:
-        """Views of chosen images, in this process. rows: [B] int64 in [0, N). epochs: [B] int64."""
+    def batch_of(self, rows: Tensor, epochs: Tensor, ahead: Tensor | None = None) -> Batch:
+        """Views of chosen images, in this process. rows: [B] int64 in [0, N). epochs: [B] int64. ahead: see `crops`."""
         if self.pixels is None:
             with self._full_precision():
-                return self._finish([self.crops(rows, epochs)])
-        images = self.pixels[rows.to(self.device, non_blocking=True)]
+                return self._finish([self.crops(rows, epochs, ahead)])
+        images = self.pixels[ops.there(rows, self.device)]
         parameters = self._draw(epochs, self.ids[rows], *images.shape[-2:])
         with self._full_precision():
             made = tuple(
@@ -210,8 +252,9 @@ class Loader:
         """Views are float32 also where the caller computes in less."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def crops(self, rows: Tensor, epochs: Tensor) -> Crops:
-        """Images decoded once each, and their crops cut. rows, epochs: [B] int64.
+    def crops(self, rows: Tensor, epochs: Tensor, ahead: Tensor | None = None) -> Crops:
+        """Images decoded once each, and their crops cut. rows, epochs: [B] int64. ahead: [B] int64, of images that are
+        read in units and streams, a row of the unit that is read next; see `seen_at`.
 
         An unusable image is replaced by one that follows from (seed, epoch, id); its views are drawn as its own.
         """
@@ -219,10 +262,15 @@ class Loader:
         keys = recipes.view_keys(self.seed, epochs, drawn_as, len(self.views))
         numbers = [recipes.crop_numbers(view, k) for view, k in zip(self.views, keys, strict=True)]
         boxes = None if self.sizes is None else self._boxes(numbers, self.sizes[rows])
-        used, replaced = rows.clone(), list[tuple[int, str]]()
         shape, dtype = (len(rows), self.source.channels, self.size, self.size), self.source.dtype
         made = [torch.from_numpy(np.empty(shape, dtype)) for _ in keys]
-        for i in range(len(rows)):
+
+        def cut_one(i: int) -> tuple[int, list[tuple[int, str]]]:
+            """(the row used, what was unusable)"""
+            replaced = list[tuple[int, str]]()
+            if ahead is not None:
+                self.source.expect(int(self.ids[rows[i]]))
+                self.source.expect(int(self.ids[ahead[i]]))
             for tried in self._candidates(int(rows[i]), int(epochs[i])):
                 try:
                     size = self._size(tried)
@@ -234,13 +282,13 @@ class Loader:
                 except Unusable as reason:
                     replaced.append((int(self.ids[tried]), str(reason)))
                     continue
-                used[i] = tried
                 for crops, crop in zip(made, cut, strict=True):
                     crops[i] = crop
-                break
-            else:
-                raise DataError(f"more than 64 images in a row are unusable; the last: {replaced[-1][1]}")
-        return Crops(used, epochs, drawn_as, made, replaced)
+                return tried, replaced
+            raise DataError(f"more than 64 images in a row are unusable; the last: {replaced[-1][1]}")
+
+        used, replaced = zip(*cores.each(cut_one, len(rows)), strict=True)
+        return Crops(torch.tensor(used), epochs, drawn_as, made, [each for some in replaced for each in some])
 
     def _size(self, row: int) -> Tensor:
         """[2]: height and width as an image's header says."""
@@ -287,7 +335,7 @@ class Loader:
         parameters = self._draw(epochs, drawn_as, self.size, self.size)
         with self._full_precision():
             made = tuple(
-                self._photometry(view, _in_turn([piece.crops[number] for piece in pieces]), p)
+                self._photometry(view, _in_turn([piece.crops[number] for piece in pieces], self.device), p)
                 for number, (view, p) in enumerate(zip(self.views, parameters, strict=True))
             )
         replaced = [each for piece in pieces for each in piece.replaced]
@@ -296,10 +344,30 @@ class Loader:
     def _photometry(self, view: View, crops: Tensor, p: recipes.Parameters) -> Tensor:
         if self.device.type == "cpu" and self.size > SMALL_IMAGE_PX:
             return recipes.photometry_each(view, crops, p, self.arithmetic, self.normalization.in_place)
-        if self.device.type == "cuda":
-            crops = crops.pin_memory()
-        images = crops.to(self.device, non_blocking=True).float() / 255
+        images = ops.there(crops, self.device).float() / 255
         return self.normalization.in_place(recipes.photometry(view, images, p, self.arithmetic))
+
+    def _hold(self, streams: int, threads: int) -> None:
+        """Of each stream the unit that is read and the next one; more where one core's image is units before that of
+        another."""
+        if streams:
+            images_of_a_unit = len(self.source) / np.count_nonzero(np.diff(self.source.unit_bounds()))
+            self.source.hold_units(2 + 2 * streams + math.ceil(threads / images_of_a_unit))
+
+    def seen_at(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `crops` is given for those positions; of streams, their first images begin to be read, all at once."""
+        rows, epochs = self.order(positions)
+        if not isinstance(self.order, StreamOrder):
+            return rows, epochs, None
+        for row in rows[: len((positions % self.order.streams).unique())].tolist():
+            self.source.expect(int(self.ids[row]))
+        return rows, epochs, self.order.following(positions)
+
+    def _for_worker(self, positions: Tensor) -> list[list[int]]:
+        """Positions in streams; else rows and epochs, for the order of all images takes memory and time once here."""
+        if self.streams:
+            return [positions.tolist()]
+        return [each.tolist() for each in self.order(positions)]
 
 
 @dataclass(frozen=True)
@@ -318,11 +386,29 @@ class Crops:
     replaced: list[tuple[int, str]]
 
 
-def _in_turn(pieces: list[Tensor]) -> Tensor:
-    """Rows dealt to several pieces, together again: row i is of piece i modulo their number."""
+def _beside(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same, made on a stream of their own."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))  # images in memory may still be on their way
+    while True:
+        with torch.cuda.stream(side):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        own = torch.cuda.current_stream(device)
+        own.wait_stream(side)
+        for view in batch.views:
+            view.record_stream(own)
+        yield batch
+
+
+def _in_turn(pieces: list[Tensor], device: torch.device = CPU) -> Tensor:
+    """Rows dealt to several pieces, together again: row i is of piece i modulo their number. device: where they go
+    next; for a GPU they are put into memory that it can read."""
     if len(pieces) == 1:
         return pieces[0]
-    whole = pieces[0].new_empty(sum(map(len, pieces)), *pieces[0].shape[1:])
+    shape = sum(map(len, pieces)), *pieces[0].shape[1:]
+    whole = torch.empty(shape, dtype=pieces[0].dtype, pin_memory=device.type == "cuda")
     for number, piece in enumerate(pieces):
         whole[number :: len(pieces)] = piece
     return whole
@@ -334,23 +420,20 @@ def _as_it_is(made: Any) -> Any:
 
 class _Crops(Dataset[Any]):
     def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+        self.loader = copy.copy(loader)
+        self.loader.arithmetic = recipes.EAGER  # what is compiled cannot be sent to a process, and is not used there
 
-    def __getitems__(self, positions: list[int]) -> Crops | Exception:
-        order, source = self.loader.order, self.loader.source
-        at = torch.tensor(positions)
+    def __getitems__(self, given: list[list[int]]) -> Crops | Exception:
+        at = [torch.tensor(each) for each in given]
         try:
-            if order.streams:
-                for row in order(at + LOOK_AHEAD * order.streams)[0].tolist():
-                    source.expect(int(source.ids[row]))
-            return self.loader.crops(*order(at))
+            return self.loader.crops(*(self.loader.seen_at(*at) if self.loader.streams else at))
         except (DataError, OSError) as error:  # raised in the worker it would come with its traceback as its text
             return error
 
 
 def data_statistics(source: Source, pixels: Tensor | None, num: int = 2000) -> Normalization:
-    """Per-channel mean and standard deviation over at most `num` images, evenly spaced in the listing."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(num, len(source))).astype(int))
+    """Per-channel mean and standard deviation over at most `num` images, evenly over the listing."""
+    rows = looked_at(source, num)
     count, total, squares = 0, np.zeros(source.channels), np.zeros(source.channels)
     for row in rows:
         if pixels is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from byol import names
 from byol.data.arrays import digits, from_array_file, from_arrays
+from byol.data.decode import is_image_name
 from byol.data.folder import from_folder
 from byol.data.parquet import from_parquet
 from byol.data.shards import ENDINGS, from_shards, is_elsewhere
@@ -75,6 +76,10 @@ def _is_of_shards(path: Path) -> bool:
         if not any(entry.name.lower().endswith(ENDINGS) for entry in entries):
             return False
     sizes = {suffix: [file.stat().st_size for file in path.rglob("*" + suffix)] for suffix in ENDINGS}
+    if sizes[".tar"] and any(is_image_name(file.name) for file in path.rglob("*")):
+        raise DataError(
+            f"{shown(str(path))} holds images and .tar archives; name '{shown(str(path))}/*.tar', or move them"
+        )
     return bool(sizes[".tar"]) or sum(sizes[".parquet"]) > STREAM_FROM_BYTES
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,20 +16,8 @@ from torch import Tensor
 from byol import rng
 
 
-class Sequence(Protocol):
-    """streams: position p belongs to stream p modulo this; 0 where images can be read in any order."""
-
-    streams: int
-
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(row, epoch) of each position, each [B] int64."""
-        ...
-
-
 class Order:
     """perm(seed, epoch 0), perm(seed, epoch 1), ... of `num` images."""
-
-    streams = 0
 
     def __init__(self, num: int, seed: int) -> None:
         self.num = num
@@ -81,8 +68,29 @@ class StreamOrder:
         rows, epochs = torch.tensor(found, dtype=torch.int64).view(-1, 2).unbind(1)
         return rows, epochs
 
+    def following(self, positions: Tensor) -> Tensor:
+        """[B] int64: of each position, a row of the unit that its stream reads after this position's."""
+        found = []
+        for position in positions.tolist():
+            stream = position % self.streams
+            *_, end = self._unit(stream, position // self.streams)
+            found.append(self._at(stream, end)[0])
+        return torch.tensor(found, dtype=torch.int64)
+
     def _at(self, stream: int, index: int) -> tuple[int, int]:
         """(row, epoch) of a stream's image of that number."""
+        epoch, unit, offset, _ = self._unit(stream, index)
+
+        def shuffled() -> np.ndarray:
+            key = rng.fold(rng.fold(self._key, epoch), unit + 1)  # 0 dealt the units
+            return rng.permutation(key, int(self._lengths[unit])).numpy()
+
+        order = self._kept(self._rows, (epoch, unit), shuffled)
+        return int(self._first[unit]) + int(order[offset]), epoch
+
+    def _unit(self, stream: int, index: int) -> tuple[int, int, int, int]:
+        """(epoch, unit, number in the unit, the stream's number of the first image after the unit) of a stream's image
+        of that number."""
         begins = self._begins[stream]
         while begins[-1] <= index:
             self._deal()
@@ -91,15 +99,8 @@ class StreamOrder:
         ends = self._kept(self._ends, (epoch, stream), lambda: np.cumsum(self._lengths[units.numpy()]))
         within = index - begins[epoch]
         place = int(np.searchsorted(ends, within, side="right"))
-        unit = int(units[place])
-
-        def shuffled() -> np.ndarray:
-            key = rng.fold(rng.fold(self._key, epoch), unit + 1)  # 0 dealt the units
-            return rng.permutation(key, int(self._lengths[unit])).numpy()
-
-        order = self._kept(self._rows, (epoch, unit), shuffled)
         offset = within - (int(ends[place - 1]) if place else 0)
-        return int(self._first[unit]) + int(order[offset]), epoch
+        return epoch, int(units[place]), offset, begins[epoch] + int(ends[place])
 
     def _deal(self) -> None:
         """One more epoch."""

@@ -6,20 +6,23 @@ Rows are numbered through all files in order of their names. What is elsewhere i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import posixpath
 import re
 import tarfile
-import threading
 import time
+import zipfile
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -27,13 +30,15 @@ from byol.data.decode import Unusable, decode, header, is_image_name
 from byol.data.parquet import encoded_images, has_parts, image_column, of_part
 from byol.data.places import cache_directory
 from byol.data.source import DataError, Part, Source, shown
-from byol.data.units import UnitCache
+from byol.data.units import UnitCache, some_rows
 
 UNIT_BYTES = 16 << 20
 """Of an archive, read at once: 64 streams then hold a gigabyte."""
 TRIES = 3
-SAMPLE = 64
+SAMPLE, SAMPLE_OF_A_UNIT = 64, 8
 """Images whose headers say what the others are like."""
+MOST_PADDING = 1 << 20
+"""Zeros after the last member of an archive: writers fill up their last record, of 10 KiB unless said."""
 ENDINGS = (".parquet", ".tar")
 
 
@@ -71,14 +76,17 @@ def from_shards(
     num = len(listing)
     if num < 2:
         raise DataError(f"{shown(name)} holds {num} image(s), at least 2 are needed")
+    if classes is not None and labels.max() >= len(classes):
+        raise DataError(f"{shown(name)}: label {labels.max()} has no name in its metadata; correct one")
     shapes, skipped = list[tuple[int, int, int]](), list[tuple[int, str, str]]()
-    for position in range(min(num, SAMPLE)):
+    sample = some_rows(np.append(listing.starts, num), SAMPLE, SAMPLE_OF_A_UNIT).tolist()
+    for position in sample:
         try:
             shapes.append(listing.header(position))
         except Unusable as error:
             skipped.append((position, listing.name(position), str(error)))
     if not shapes:
-        raise DataError(f"{shown(name)}: the first {SAMPLE} images are unusable, the first of them: {skipped[0][2]}")
+        raise DataError(f"{shown(name)}: none of {len(sample)} images tried is usable, the first: {skipped[0][2]}")
     sizes = np.array(shapes)
     height, width = (int(side) for side in np.median(sizes[:, :2], axis=0))
     return Source(
@@ -97,7 +105,7 @@ def from_shards(
         classes=classes,
         has_test_part=has_parts([file for file, _ in every]),
         unit_starts=listing.starts,
-        unit_bytes=UNIT_BYTES,
+        unit_bytes=max(file.unit_bytes for file in opened),
     )
 
 
@@ -190,13 +198,14 @@ _STORAGE = _Storage()
 
 @dataclass(frozen=True, eq=False)
 class _File:
-    """A shard. labels: [rows] int64, -1 for unknown. units: the first row of each."""
+    """A shard. labels: [rows] int64, -1 for unknown. units: the first row of each. unit_bytes: of the largest."""
 
     name: str
     url: str
     num_bytes: int
     labels: np.ndarray
     units: np.ndarray
+    unit_bytes: int
     classes: tuple[str, ...] | None
 
     @abstractmethod
@@ -227,9 +236,11 @@ class _ParquetFile(_File):
             labels = np.full(parquet.metadata.num_rows, -1, np.int64)
             if labelled:
                 labels = parquet.read(["label"])["label"].fill_null(-1).to_numpy().astype(np.int64)
-            groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
             size = stream.seek(0, 2)
-        return cls(name, url, size, labels, np.cumsum([0, *groups[:-1]]), classes, column)
+        starts = np.cumsum([0, *(group.num_rows for group in groups[:-1])])
+        largest = max((group.total_byte_size for group in groups), default=0)
+        return cls(name, url, size, labels, starts, largest, classes, column)
 
     def read(self, unit: int) -> list[bytes | None]:
         import pyarrow.parquet as pq
@@ -252,22 +263,24 @@ class _Archive(_File):
         about = system.info(path)
         key = [url, about["size"], *(str(about.get(k)) for k in ("mtime", "ETag", "LastModified", "last_commit"))]
         kept = cache_directory() / "archives" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"
-        if kept.is_file():
-            with np.load(kept, allow_pickle=False) as found:
-                starts, lengths, labels = found["starts"], found["lengths"], found["labels"]
-        else:
-            starts, lengths, labels = _members(url)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-            with temporary.open("wb") as stream:
-                np.savez(stream, starts=starts, lengths=lengths, labels=labels)
-            temporary.replace(kept)
+        members = _read_members(kept)
+        if members is None:
+            members = _members(name, url)
+            with contextlib.suppress(OSError):  # a full disk costs time, the next time
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                temporary = kept.with_suffix(f".{uuid4().hex}.tmp")
+                with temporary.open("wb") as stream:
+                    np.savez(stream, starts=members[0], lengths=members[1], labels=members[2])
+                temporary.replace(kept)
+        starts, lengths, labels = members
         units, first = list[int](), 0
         ends = starts + lengths
         while first < len(starts):  # at least one image, else as many as fit
             units.append(first)
             first = max(first + 1, int(np.searchsorted(ends, starts[first] + UNIT_BYTES, side="right")))
-        return cls(name, url, about["size"], labels, np.array(units, np.int64), None, starts, lengths)
+        lasts = np.append(units[1:], len(starts)).astype(np.int64) - 1
+        largest = int((ends[lasts] - starts[units]).max(initial=0)) if units else 0
+        return cls(name, url, about["size"], labels, np.array(units, np.int64), largest, None, starts, lengths)
 
     def read(self, unit: int) -> list[bytes | None]:
         first = int(self.units[unit])
@@ -281,9 +294,15 @@ class _Archive(_File):
         return [held[start : start + length] for start, length in rows]
 
 
-def _members(url: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_members(kept: Path) -> tuple[np.ndarray, ...] | None:
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
+        return found["starts"], found["lengths"], found["labels"]
+    return None
+
+
+def _members(name: str, url: str) -> tuple[np.ndarray, ...]:
     """(where the image of each sample begins, its bytes, its label) in order; a sample's files share their name up to
-    the first dot."""
+    the first dot. DataError where the archive ends before its end."""
     samples: OrderedDict[str, list[int]] = OrderedDict()
     labels: dict[str, int] = {}
     with _STORAGE.open(url) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -299,6 +318,11 @@ def _members(url: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 value = text.read(32).strip()
                 if value.isdigit():
                     labels[key] = int(value)
+        # tarfile takes a damaged header, zeros of a download, or nothing at all for the zeros that end an archive.
+        rest = stream.seek(0, 2) - archive.offset
+        stream.seek(archive.offset)
+        if not tarfile.BLOCKSIZE <= rest <= MOST_PADDING or any(stream.read(rest)):
+            raise DataError(f"{shown(name)} is damaged after {len(samples):,} samples; fetch or write it again")
     places = np.array(list(samples.values()), np.int64).reshape(-1, 2)
     return places[:, 0], places[:, 1], np.array([labels.get(key, -1) for key in samples], np.int64)
 

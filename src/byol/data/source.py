@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
+from uuid import uuid4
 
 import numpy as np
 
@@ -188,6 +189,11 @@ class Source:
         """Say that an image is wanted soon, so that its unit is read meanwhile."""
         if isinstance(self.listing, Units):
             self.listing.units.expect(self.listing.unit_of(self._position(image_id)))
+
+    def rest(self) -> None:
+        """Forget what was expected and has not begun to be read."""
+        if isinstance(self.listing, Units):
+            self.listing.units.rest()
 
     def name_of(self, image_id: int) -> str:
         """The entry's name, on one printable line."""
@@ -368,15 +374,16 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
     directory = cache_directory() / "listings"
     kept = directory / f"{kept_as}.npz"
     if kept_as is not None and kept.is_file():
-        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
+        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
             os.utime(kept)
             return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
     look = partial(_look, listing)
     numbers = np.arange(num_listed)
     if kept_as is not None and "fork" in multiprocessing.get_all_start_methods():
         # Of very many files, threads would only hand Python's lock around.
-        with multiprocessing.get_context("fork").Pool(NUM_THREADS) as pool:
-            looked = pool.map(look, np.array_split(numbers, max(1, num_listed // 1000)))
+        # The listing is there in each process from the beginning; sent along, it would be as often in memory.
+        with multiprocessing.get_context("fork").Pool(NUM_THREADS, _hold, (look,)) as pool:
+            looked = pool.map(_look_at, np.array_split(numbers, max(1, num_listed // 1000)))
     else:
         looked = [found for _, found in _in_threads(look, numbers)]
     shapes = np.concatenate([np.zeros((0, 4), np.int32), *(shape for shape, _ in looked)])
@@ -384,7 +391,7 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
     if kept_as is not None:
         with contextlib.suppress(OSError):  # a full disk costs time, the next time
             directory.mkdir(parents=True, exist_ok=True)
-            temporary = directory / f".{kept_as}.{os.getpid()}.npz"
+            temporary = directory / f".{kept_as}.{uuid4().hex}.npz"
             positions, words = ([each[i] for each in reasons] for i in range(2))
             np.savez(temporary, shapes=shapes, positions=np.array(positions, np.int64), reasons=np.array(words, str))
             temporary.replace(kept)
@@ -393,7 +400,20 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
     return shapes, reasons
 
 
-def _look(listing: Listing, positions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
+Looked = tuple[np.ndarray, list[tuple[int, str]]]
+_looks: Callable[[np.ndarray], Looked]
+
+
+def _hold(look: Callable[[np.ndarray], Looked]) -> None:
+    global _looks
+    _looks = look
+
+
+def _look_at(positions: np.ndarray) -> Looked:
+    return _looks(positions)
+
+
+def _look(listing: Listing, positions: np.ndarray) -> Looked:
     """What `_headers` gives, of some positions."""
     look = listing.look if isinstance(listing, Deep) else lambda position: (*listing.header(position), 0)
     shapes, unusable = np.zeros((len(positions), 4), np.int32), list[tuple[int, str]]()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from byol import cores
 from byol.data.decode import Unusable
 from byol.data.source import Source
 from byol.evaluate.features import evaluation_view
@@ -21,7 +22,7 @@ def evaluation_images(source: Source, pixels: Tensor | None, rows: Tensor, size:
     """
     if pixels is not None:
         return _view(pixels[rows.to(pixels.device)], size)
-    return torch.stack([_Rows(source, size)[int(row)][1] for row in rows])
+    return torch.stack([image for _, image, _ in _Rows(source, size).__getitems__(rows.tolist())])
 
 
 def evaluation_batches(
@@ -58,6 +59,9 @@ class _Rows(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getitems__(self, rows: list[int]) -> list[tuple[int, Tensor, bool]]:
+        return cores.each(lambda i: self[rows[i]], len(rows))
 
     def __getitem__(self, row: int) -> tuple[int, Tensor, bool]:
         try:

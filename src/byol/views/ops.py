@@ -18,6 +18,13 @@ from torch import Tensor
 GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 
 
+def there(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device, without waiting for it: a GPU reads by itself only what is pinned."""
+    if device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned():
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def keys_cubic(distance: Tensor) -> Tensor:
     """Keys' cubic kernel with a = -0.5. (PyTorch's own bicubic without antialiasing uses -0.75.)"""
     # 1.5 d^3 - 2.5 d^2 + 1 up to 1, -0.5 d^3 + 2.5 d^2 - 4 d + 2 up to 2, both with their factor (1 - d) taken out.

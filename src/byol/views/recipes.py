@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from itertools import permutations
@@ -163,7 +162,7 @@ def crop_batch(view: View, images: Tensor, parameters: Parameters, size: int) ->
     float32 in [0, 1]."""
     rows, columns = _crop_matrices(view, parameters.box, images.shape[-2], images.shape[-1], size)
     pixels = images.float()
-    cut = ops.crop_resize(pixels, rows.to(pixels, non_blocking=True), columns.to(pixels, non_blocking=True))
+    cut = ops.crop_resize(pixels, ops.there(rows, pixels.device), ops.there(columns, pixels.device))
     return cut.div_(255).clamp_(0, 1)
 
 
@@ -223,17 +222,6 @@ class Arithmetic:
 EAGER = Arithmetic()
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One image is too little to share among cores, and the workers need them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def compiled(views: tuple[View, ...], channels: int, size: int, device: torch.device) -> Arithmetic:
     """The arithmetic of those views as torch.compile makes it. Whatever its compilers raise where they are missing or
     fail, it raises here, before the first batch."""
@@ -243,11 +231,10 @@ def compiled(views: tuple[View, ...], channels: int, size: int, device: torch.de
     found = Arithmetic(*(torch.compile(getattr(EAGER, f.name), dynamic=not one_by_one) for f in fields(Arithmetic)))
     images, sizes = torch.rand(num, channels, size, size, device=device), torch.full((num,), size)
     always = torch.ones(num, dtype=torch.bool)
-    with one_thread() if one_by_one else nullcontext():
-        for view in views:
-            drawn = draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size, channels)
-            every = replace(drawn, flip=always, jitter=always, gray=always, blur=always, solarize=always)
-            photometry(view, images.clone(), every, found)
+    for view in views:
+        drawn = draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size, channels)
+        every = replace(drawn, flip=always, jitter=always, gray=always, blur=always, solarize=always)
+        photometry(view, images.clone(), every, found)
     return found
 
 
@@ -271,14 +258,13 @@ def photometry_each(
         (chosen.tolist(), operation, values)
         for chosen, operation, values in _stages(view, parameters, crops.shape[1], arithmetic)
     ]
-    with one_thread():
-        for row in range(len(crops)):
-            one = slice(row, row + 1)
-            image = crops[one] / 255
-            for chosen, operation, values in stages:
-                if chosen[row]:
-                    image = operation(image, *(value[one] for value in values))
-            finish(torch.clamp(image, 0, 1, out=made[one]))
+    for row in range(len(crops)):
+        one = slice(row, row + 1)
+        image = crops[one] / 255
+        for chosen, operation, values in stages:
+            if chosen[row]:
+                image = operation(image, *(value[one] for value in values))
+        finish(torch.clamp(image, 0, 1, out=made[one]))
     return made
 
 
@@ -318,8 +304,8 @@ def _where(images: Tensor, chosen: Tensor, operation: Operation, *values: Tensor
     index = chosen.nonzero()[:, 0]
     if len(index) == 0:
         return images
-    there = [value[index].to(images.device, non_blocking=True) for value in values]
+    there = [ops.there(value[index], images.device) for value in values]
     if len(index) == len(images):
         return images.copy_(operation(images, *there))
-    index = index.to(images.device, non_blocking=True)
+    index = ops.there(index, images.device)
     return images.index_copy_(0, index, operation(images.index_select(0, index), *there).contiguous())
