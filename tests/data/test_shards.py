@@ -16,17 +16,15 @@ import pytest
 import stream_run
 import torch
 from PIL import Image
+from shard_files import NUM, SIDE, image, loader_of, write_parquet, write_tars
 
-from byol.data.loader import Loader, Normalization, split_hold_out
+from byol.data.loader import split_hold_out
 from byol.data.open import open_source
 from byol.data.order import StreamOrder
 from byol.data.source import DataError
 from byol.data.units import some_rows
 from byol.pipeline import Silent, pretrain
 from byol.train import Training, TrainingStopped
-from byol.views.view import View
-
-NUM, SIDE = 240, 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,36 +32,6 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BYOL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-def image(number):
-    """Its number in the first pixel, noise elsewhere."""
-    pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE + 4, 3), dtype=np.uint8)
-    pixels[0, 0] = number
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write_parquet(folder, files=4, row_group=10):
-    per_file = NUM // files
-    for f in range(files):
-        rows = range(f * per_file, (f + 1) * per_file)
-        table = pa.table(
-            {"image": [{"bytes": image(i), "path": f"{i}.png"} for i in rows], "label": [i % 3 for i in rows]}
-        )
-        pq.write_table(table, folder / f"part-{f:03}.parquet", row_group_size=row_group)
-
-
-def write_tars(folder, files=4):
-    per_file = NUM // files
-    for f in range(files):
-        with tarfile.open(folder / f"shard-{f:03}.tar", "w") as archive:
-            for i in range(f * per_file, (f + 1) * per_file):
-                for ending, data in (("json", b"{}"), ("cls", str(i % 3).encode()), ("png", image(i))):
-                    member = tarfile.TarInfo(f"set/{i:05}.{ending}")
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture(scope="module")
@@ -118,21 +86,6 @@ def test_rows_are_numbered_through_all_shards(kind, parquet, tars, monkeypatch):
         assert source.header(i) == (SIDE, SIDE + 4, 3)
     assert source.name_of(61).endswith("001.parquet row 1" if kind == "parquet" else "001.tar row 1")
     assert source.fingerprint == opened(kind, parquet, tars, monkeypatch).fingerprint
-
-
-def loader_of(source, *, share=(0, 1), workers=0, batch_size=8, streams=8):
-    return Loader(
-        source,
-        (View(), View()),
-        pixels=None,
-        size=12,
-        batch_size=batch_size,
-        normalization=Normalization((0.5,) * 3, (0.25,) * 3),
-        seed=0,
-        share=share,
-        workers=workers,
-        streams=streams,
-    )
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

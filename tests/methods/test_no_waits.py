@@ -45,7 +45,9 @@ def test_a_step_waits_for_nothing(make_run, method, optimizer):
     method, _, contrastive = method.partition(", ")
     arguments = {"negatives": 4 if contrastive else 0} if method == "instdisc" else {}
     arguments |= {
-        name: value for name, value in {"hidden": 32, "out": 16}.items() if name in names.method_arguments(method)
+        name: value
+        for name, value in {"hidden": 32, "out": 16, "width": 32}.items()
+        if name in names.method_arguments(method)
     }
     run = make_run(method=method, method_args=arguments, optimizer=optimizer, total_steps=20)
     networks = build(run, num_classes=3, num_images=64)
