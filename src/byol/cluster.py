@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from inspect import signature
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -17,10 +19,16 @@ from lightning_fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning_fabric.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from byol.launch import launched
 from byol.run import Precision
 
+# Buffers are equal by what each process computes. PyTorch 2.15 renamed what leaves them alone.
+_NAMES = ("forward_sync_buffers", "broadcast_buffers")
+_KEEP_BUFFERS: dict[str, Any] = {
+    next(n for n in _NAMES if n in signature(DistributedDataParallel.__init__).parameters): False
+}
 _FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
@@ -44,8 +52,7 @@ def fabric(device: str, precision: Precision = "32") -> Fabric:
         devices=local,
         num_nodes=world // local,
         precision=_FABRIC_PRECISION[precision],  # type: ignore[arg-type]
-        # Buffers are equal by what each process computes.
-        strategy=DDPStrategy(broadcast_buffers=False),
+        strategy=DDPStrategy(**_KEEP_BUFFERS),
         plugins=[_environment()],
     )
     with warnings.catch_warnings():
