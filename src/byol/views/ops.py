@@ -206,15 +206,19 @@ def gaussian_taps(sigma: Tensor, width: int) -> Tensor:
 
 
 def shifted_sums(padded: Tensor, taps: Tensor) -> Tensor:
-    """The separable convolution of images that were padded by half of the taps on each side."""
+    """The separable convolution of images that were padded by half of the taps on each side. taps: the same forwards
+    and backwards, so that pixels on both sides are added before one product."""
     # Rather than a grouped convolution, whose bits depend on the batch at one channel.
-    width = taps.shape[1]
-    h, w = (size - width + 1 for size in padded.shape[-2:])
-    rows = sum(_each(taps[:, i]) * padded[..., i : i + h, :] for i in range(width))
-    assert isinstance(rows, Tensor), "an odd width has at least one tap"
-    columns = sum(_each(taps[:, i]) * rows[..., i : i + w] for i in range(width))
-    assert isinstance(columns, Tensor), "an odd width has at least one tap"
-    return columns
+    return _along(_along(padded, taps, -2), taps, -1)
+
+
+def _along(x: Tensor, taps: Tensor, axis: int) -> Tensor:
+    last = taps.shape[1] - 1
+    length = x.shape[axis] - last
+    found = _each(taps[:, last // 2]) * x.narrow(axis, last // 2, length)
+    for i in range(last // 2):
+        found = found + _each(taps[:, i]) * (x.narrow(axis, i, length) + x.narrow(axis, last - i, length))
+    return found
 
 
 def blur(
@@ -224,7 +228,7 @@ def blur(
     padding: str = "constant",
     convolve: Callable[[Tensor, Tensor], Tensor] = shifted_sums,
 ) -> Tensor:
-    """Separable convolution with each image's own taps [B, width].
+    """Separable convolution with each image's own taps [B, width], the same forwards and backwards.
 
     padding: "constant" (zeros: borders darken, as in BYOL's released code) or "reflect" (torchvision).
     """
