@@ -2,9 +2,12 @@
 
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -54,6 +57,47 @@ def test_the_first_mistake_is_raised_and_work_goes_on_after_it(threads):
     assert cores.each(work, 2) == [0, 1]
 
 
+def test_what_is_done_before_a_piece_is_done_in_order_and_kept_until_its_end(threads):
+    order, kept, missing = [], weakref.WeakValueDictionary(), []
+
+    class Kept:
+        pass
+
+    def before(i):
+        order.append(i)
+        kept[i] = made = Kept()
+        return made
+
+    def work(i):
+        time.sleep(0.005 if i % 7 == 0 else 0.0)
+        missing.extend([] if i in kept else [i])
+        return i
+
+    assert cores.each(work, 40, before) == order == list(range(40))
+    assert missing == []
+    assert len(kept) == 0
+
+
+def test_where_threads_cannot_begin_nothing_waits_for_them():
+    program = """
+import threading
+import torch
+from byol import cores
+start, begun = threading.Thread.start, []
+def limited(self):
+    if begun:
+        raise RuntimeError("can't start new thread")
+    begun.append(self)
+    start(self)
+threading.Thread.start = limited
+torch.set_num_threads(3)
+cores.each(str, 3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert "can't start new thread" in ended.stderr
+    assert ended.returncode == 1
+
+
 def test_units_are_read_once_however_many_threads_ask():
     read = []
 
@@ -79,6 +123,39 @@ def test_units_are_read_once_however_many_threads_ask():
         thread.join()
     assert mistakes == []
     assert sorted(read) == sorted(set(read))
+
+
+def test_a_unit_that_somebody_keeps_is_not_read_again():
+    read = []
+    units = UnitCache(lambda unit: read.append(unit) or unit, capacity=2)
+    kept = units.expect(0)
+    for unit in range(1, 6):
+        assert units[unit] == unit
+    assert units[0] == 0
+    del kept
+    for unit in range(1, 6):
+        assert units[unit] == unit
+    assert units[0] == 0
+    assert read.count(0) == 2, "after it was let go"
+
+
+def test_a_reader_that_ends_while_another_expects_stops_nobody():
+    units = UnitCache(lambda unit: time.sleep(0.001) or unit, capacity=50)
+    submit, resting = ThreadPoolExecutor.submit, []
+
+    def collected(self, *arguments):
+        if not resting:  # as where a collection of garbage closes an old reader just now
+            resting.append(units.rest())
+        return submit(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadPoolExecutor, "submit", collected)
+        for unit in range(50):
+            units.expect(unit)
+    other = threading.Timer(0.003, units.rest)
+    other.start()
+    assert [units[unit] for unit in range(50)] == list(range(50))
+    other.join()
 
 
 def test_what_is_read_ahead_is_forgotten_at_the_end_unless_it_has_begun():

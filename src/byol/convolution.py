@@ -68,7 +68,7 @@ class MatrixConv2d(nn.Conv2d):
     """nn.Conv2d, computed as a matrix product under CPU bfloat16 autocast where the output has at most
     LARGEST_MAP pixels; elsewhere, and in its parameters, an nn.Conv2d."""
 
-    LARGEST_MAP = 16 if torch.cpu._is_amx_tile_supported() else 1
+    LARGEST_MAP = 16 if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else 1
     """Pixels of the output map up to which the matrix product was faster at every width tried: with AMX 1.8 to 3.3
     times up to 16; else oneDNN keeps its rate, except on maps of one pixel, where it multiplies zeros."""
 

@@ -26,6 +26,8 @@ from byol.data.units import some_rows
 from byol.pipeline import Silent, pretrain
 from byol.train import Training, TrainingStopped
 
+MEASURED = ("seconds", "images_per_second", "peak_memory_bytes")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
@@ -180,15 +182,16 @@ def test_a_damaged_archive_is_not_taken_for_a_shorter_one(tmp_path, damage):
             member.size = len(image(i)) + 40_000
             archive.addfile(member, io.BytesIO(image(i) + bytes(40_000)))
     whole = (tmp_path / "a.tar").read_bytes()
-    assert len(open_source(tmp_path)) == 40
+    (tmp_path / "a.tar").write_bytes(whole + bytes(4 << 20))
+    assert len(open_source(tmp_path)) == 40, "records may be of megabytes"
     start = whole.index(b"20.png")
     if damage == "zeros":
-        (tmp_path / "a.tar").write_bytes(whole[:start] + bytes(len(whole) - start + (1 << 20)))
+        (tmp_path / "a.tar").write_bytes(whole[:start] + bytes(len(whole) - start + (8 << 20)))
     elif damage == "cut":
         (tmp_path / "a.tar").write_bytes(whole[:start])
     else:
         (tmp_path / "a.tar").write_bytes(whole[: start + 100] + b"garbage" * 10 + whole[start + 170 :])
-    with pytest.raises(DataError, match=r"a.tar is damaged after 20 samples"):
+    with pytest.raises(DataError, match=r"a.tar is damaged, or was never closed, after 20 samples"):
         open_source(tmp_path)
 
 
@@ -336,13 +339,13 @@ def test_storage_that_fails_in_a_look_stops_the_run_with_its_state_saved(tmp_pat
     pretrain(str(parquet), tmp_path / "whole", options)
     resumed, whole = (
         [
-            line
-            for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-            if "held_out/std" in line
+            {name: value for name, value in json.loads(line).items() if name not in MEASURED}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         ]
         for name in ("run", "whole")
     )
-    assert [dict(line, seconds=0) for line in resumed] == [dict(line, seconds=0) for line in whole]
+    assert resumed == whole
+    assert any("held_out/std" in line for line in whole)
 
 
 def test_workers_without_a_stream_are_told_of(tmp_path, parquet):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from byol import rng
 from byol.methods.byol import BYOL
 from byol.views import ops, recipes
 from byol.views.view import BYOL_T, BYOL_T_PRIME, View, without_color
@@ -282,6 +283,24 @@ def test_pixels_agree_between_devices():
     there = recipes.photometry(BYOL_T, recipes.crop_batch(BYOL_T, images.cuda(), p, 24), p)
     std = torch.tensor(recipes.IMAGENET_STD)[:, None, None]
     assert ((here - there.cpu()) / std).abs().max() < 1e-5
+
+
+def test_threads_change_no_bit_of_a_large_view():
+    """At 224 px PyTorch shares out an operation among threads."""
+    num, size, own = 6, 224, torch.get_num_threads()
+    crops = torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = torch.full((num,), size)
+    for view in (replace(BYOL_T, solarize=0.5, gray=0.5), View(style="torchvision", rotate_degrees=10)):
+        p = recipes.draw(view, rng.fold(rng.key(0), torch.arange(num)), sizes, sizes, size)
+        found = []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                found.append(recipes.photometry_each(view, crops, p, recipes.EAGER, lambda x: x))
+        finally:
+            torch.set_num_threads(own)
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.filterwarnings("ignore")  # compilers warn of what is theirs

@@ -263,14 +263,18 @@ class Loader:
         numbers = [recipes.crop_numbers(view, k) for view, k in zip(self.views, keys, strict=True)]
         boxes = None if self.sizes is None else self._boxes(numbers, self.sizes[rows])
         shape, dtype = (len(rows), self.source.channels, self.size, self.size), self.source.dtype
-        made = [torch.from_numpy(np.empty(shape, dtype)) for _ in keys]
+        made = [np.empty(shape, dtype) for _ in keys]
+
+        def expect(i: int) -> object:
+            if ahead is None:
+                return None
+            own = self.source.expect(int(self.ids[rows[i]]))
+            self.source.expect(int(self.ids[ahead[i]]))
+            return own
 
         def cut_one(i: int) -> tuple[int, list[tuple[int, str]]]:
             """(the row used, what was unusable)"""
             replaced = list[tuple[int, str]]()
-            if ahead is not None:
-                self.source.expect(int(self.ids[rows[i]]))
-                self.source.expect(int(self.ids[ahead[i]]))
             for tried in self._candidates(int(rows[i]), int(epochs[i])):
                 try:
                     size = self._size(tried)
@@ -283,12 +287,14 @@ class Loader:
                     replaced.append((int(self.ids[tried]), str(reason)))
                     continue
                 for crops, crop in zip(made, cut, strict=True):
-                    crops[i] = crop
+                    crops[i] = crop.numpy()
                 return tried, replaced
             raise DataError(f"more than 64 images in a row are unusable; the last: {replaced[-1][1]}")
 
-        used, replaced = zip(*cores.each(cut_one, len(rows)), strict=True)
-        return Crops(torch.tensor(used), epochs, drawn_as, made, [each for some in replaced for each in some])
+        found = cores.each(cut_one, len(rows), expect)
+        used = torch.tensor([row for row, _ in found], dtype=torch.int64)
+        replaced = [each for _, some in found for each in some]
+        return Crops(used, epochs, drawn_as, [torch.from_numpy(crops) for crops in made], replaced)
 
     def _size(self, row: int) -> Tensor:
         """[2]: height and width as an image's header says."""
@@ -352,7 +358,7 @@ class Loader:
         another."""
         if streams:
             images_of_a_unit = len(self.source) / np.count_nonzero(np.diff(self.source.unit_bounds()))
-            self.source.hold_units(2 + 2 * streams + math.ceil(threads / images_of_a_unit))
+            self.source.hold_units(2 + 2 * streams + math.ceil(cores.AHEAD * threads / images_of_a_unit))
 
     def seen_at(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `crops` is given for those positions; of streams, their first images begin to be read, all at once."""

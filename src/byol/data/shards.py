@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -35,10 +36,11 @@ from byol.data.units import UnitCache, some_rows
 UNIT_BYTES = 16 << 20
 """Of an archive, read at once: 64 streams then hold a gigabyte."""
 TRIES = 3
+MOST_PADDING = 8 << 20
+"""Zeros after the last member of an archive: writers fill up their last record, of 10 KiB unless said. More are what a
+download has not filled."""
 SAMPLE, SAMPLE_OF_A_UNIT = 64, 8
 """Images whose headers say what the others are like."""
-MOST_PADDING = 1 << 20
-"""Zeros after the last member of an archive: writers fill up their last record, of 10 KiB unless said."""
 ENDINGS = (".parquet", ".tar")
 
 
@@ -172,8 +174,20 @@ class _Storage:
     """One file system in each process: their connections do not survive a fork."""
 
     def __init__(self) -> None:
+        self._begin()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin_anew)
+
+    def _begin(self) -> None:
         self._systems: dict[str, Any] = {}
-        self._process = os.getpid()
+        self._lock = Lock()
+
+    def _begin_anew(self) -> None:
+        if self._systems:
+            from fsspec.asyn import reset_lock
+
+            reset_lock()
+        self._begin()
 
     def open(self, url: str) -> Any:
         return self.of(url)[0].open(self.of(url)[1], "rb")
@@ -181,15 +195,11 @@ class _Storage:
     def of(self, url: str) -> tuple[Any, str]:
         import fsspec
 
-        if self._process != os.getpid():
-            from fsspec.asyn import reset_lock
-
-            reset_lock()
-            self._systems, self._process = {}, os.getpid()
         protocol = url.split("://")[0]
-        if protocol not in self._systems:
-            self._systems[protocol] = fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
-        system = self._systems[protocol]
+        with self._lock:
+            if protocol not in self._systems:
+                self._systems[protocol] = fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
+            system = self._systems[protocol]
         return system, system._strip_protocol(url)
 
 
@@ -322,7 +332,9 @@ def _members(name: str, url: str) -> tuple[np.ndarray, ...]:
         rest = stream.seek(0, 2) - archive.offset
         stream.seek(archive.offset)
         if not tarfile.BLOCKSIZE <= rest <= MOST_PADDING or any(stream.read(rest)):
-            raise DataError(f"{shown(name)} is damaged after {len(samples):,} samples; fetch or write it again")
+            raise DataError(
+                f"{shown(name)} is damaged, or was never closed, after {len(samples):,} samples; fetch or write it anew"
+            )
     places = np.array(list(samples.values()), np.int64).reshape(-1, 2)
     return places[:, 0], places[:, 1], np.array([labels.get(key, -1) for key in samples], np.int64)
 

@@ -185,10 +185,12 @@ class Source:
         if isinstance(self.listing, Units):
             self.listing.units.capacity = capacity
 
-    def expect(self, image_id: int) -> None:
-        """Say that an image is wanted soon, so that its unit is read meanwhile."""
+    def expect(self, image_id: int) -> object:
+        """Say that an image is wanted soon, so that its unit is read meanwhile. Who keeps what this returns keeps the
+        unit."""
         if isinstance(self.listing, Units):
-            self.listing.units.expect(self.listing.unit_of(self._position(image_id)))
+            return self.listing.units.expect(self.listing.unit_of(self._position(image_id)))
+        return None
 
     def rest(self) -> None:
         """Forget what was expected and has not begun to be read."""

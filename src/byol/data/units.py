@@ -6,10 +6,11 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from multiprocessing.util import Finalize
-from threading import Lock
+from threading import RLock
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -35,8 +36,8 @@ def _evenly(num: int, most: int) -> np.ndarray:
 
 
 class UnitCache(Generic[T]):
-    """The last units that were asked for, each read once, in threads of this process. capacity: how many are held.
-    Several threads may ask."""
+    """The last units that were asked for, each read once, in threads of this process. capacity: how many are held;
+    others stay as long as somebody keeps what `expect` gave. Several threads may ask."""
 
     def __init__(self, read: Callable[[int], T], capacity: int = 4) -> None:
         self.capacity = capacity
@@ -45,9 +46,10 @@ class UnitCache(Generic[T]):
 
     def _forget(self) -> None:
         self._held: OrderedDict[int, Future[T]] = OrderedDict()
+        self._kept: WeakValueDictionary[int, Future[T]] = WeakValueDictionary()
         self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
-        self._lock = Lock()
+        self._lock = RLock()  # the collector of garbage may close a reader, which rests, in the middle of `expect`
 
     def __getstate__(self) -> dict[str, Any]:
         return {"capacity": self.capacity, "_read": self._read}
@@ -61,30 +63,42 @@ class UnitCache(Generic[T]):
         if self._process != os.getpid():  # threads do not survive a fork
             self._forget()
         with self._lock:
-            if unit in self._held:
-                self._held.move_to_end(unit)
-                return self._held[unit]
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(4, thread_name_prefix="units")
-                Finalize(self, self._pool.shutdown, (False,), {"cancel_futures": True}, exitpriority=0)
-            found = self._held[unit] = self._pool.submit(self._read, unit)
+            found = self._kept.get(unit)
+            if found is None:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(4, thread_name_prefix="units")
+                    Finalize(self, self._pool.shutdown, (False,), {"cancel_futures": True}, exitpriority=0)
+                found = self._kept[unit] = self._pool.submit(self._read, unit)
+            self._held[unit] = found
+            self._held.move_to_end(unit)
             while len(self._held) > self.capacity:
                 self._held.popitem(last=False)
             return found
 
     def __getitem__(self, unit: int) -> T:
         found = self.expect(unit)
-        if found.done() and not isinstance(found.exception(), (type(None), Unusable)):
-            with self._lock:  # it failed when it was read ahead, and storage may answer by now
-                if self._held.get(unit) is found:
-                    del self._held[unit]
-            found = self.expect(unit)
-        if (error := found.exception()) is not None:
+        try:
+            if found.done() and not isinstance(found.exception(), (type(None), Unusable)):
+                self._drop(unit, found)  # it failed when it was read ahead, and storage may answer by now
+                found = self.expect(unit)
+            error = found.exception()
+        except CancelledError:  # another reader of the same units has come to its end
+            self._drop(unit, found)
+            return self[unit]
+        if error is not None:
             raise error.with_traceback(None)  # it is raised again and again, and would keep all frames it passed
         return found.result()
+
+    def _drop(self, unit: int, found: Future[T]) -> None:
+        with self._lock:
+            if self._kept.get(unit) is found:
+                del self._kept[unit]
+            if self._held.get(unit) is found:
+                del self._held[unit]
 
     def rest(self) -> None:
         """Forget what has not begun to be read: Python ends only when all that threads were given is done."""
         with self._lock:
-            for unit in [unit for unit, found in self._held.items() if found.cancel()]:
-                del self._held[unit]
+            for unit, found in [*self._kept.items()]:
+                if found.cancel():
+                    self._drop(unit, found)
