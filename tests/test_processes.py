@@ -89,3 +89,21 @@ def test_a_mistake_is_one_line_of_the_first_process(ends):
     for name in ("odd batch", "not here", "other data", "taken"):
         assert second[name] == "exit 2"
     assert not (Path(place) / "two/odd").exists()
+
+
+def test_what_one_process_cannot_read_ends_all_in_one_line(ends):
+    _, (first, second), place = ends
+    assert first["unread in the trial"] == first["not embedded"] == "process 1: a shard is gone"
+    assert first["unread"] == "process 1: a shard is gone; the state after 16 steps is saved, --resume goes on"
+    assert first["saved"][-1] == "step-000000016.safetensors"
+    for name in ("unread in the trial", "not embedded", "unread", "unfit"):
+        assert second[name].startswith("exit ")
+    lines = [json.loads(line) for line in (place / "two/unread/skipped.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [5] * 4, "once an epoch, the last time after the last line of the log"
+    assert lines[-1]["step"] > 12
+
+
+def test_what_all_processes_cannot_do_is_one_line(ends):
+    _, (first, second), _ = ends
+    assert "the maps are too small" in first["unfit"]
+    assert second["unfit"] == "exit 1"

@@ -136,13 +136,14 @@ def test_a_stopped_run_resumes_to_the_same_bytes(images, finished, tmp_path):
     assert len(strip(out)) == len(strip(finished.out))
 
 
-def test_two_looks_in_a_row_count_across_a_stop(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [10, 30])
+def test_two_looks_in_a_row_count_across_a_stop_and_the_start_is_none_of_them(images, tmp_path, monkeypatch, stop):
     monkeypatch.setattr("byol.online.verdict", lambda numbers, late: "collapsed")
     options = replace(TINY, steps=60, stop_on_collapse=True)
 
     class StopAfterOneLook(Silent):
         def progress(self, progress):
-            if progress.step == 30:
+            if progress.step == stop:
                 raise KeyboardInterrupt
 
     with pytest.raises(TrainingStopped, match="--resume"):

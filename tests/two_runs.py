@@ -7,11 +7,14 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import byol.embed
+import byol.train
 from byol import parallel
 from byol.data.loader import Loader
+from byol.data.source import DataError
 from byol.options import Options
 from byol.pipeline import pretrain
-from byol.train import Training
+from byol.train import Training, TrainingStopped
 
 EXACT = Options(
     backbone="resnet18",
@@ -51,11 +54,58 @@ def recorded(seen):
         Loader.batches, Training.fit = original, fit
 
 
+@contextmanager
+def failing(at):
+    """The second process cannot read the batch of that number."""
+    original = Loader.batches
+
+    def batches(self, start, stop):
+        for number, batch in zip(range(start, stop), original(self, start, stop), strict=True):
+            if number == at and parallel.rank() == 1:
+                raise DataError("a shard is gone")
+            yield batch
+
+    Loader.batches = batches
+    try:
+        yield
+    finally:
+        Loader.batches = original
+
+
+def failures(arrays, folder, out):
+    """How it ends where one process cannot read, or all of them cannot take a step."""
+    found = {}
+    with failing(0):
+        found["unread in the trial"] = refused(lambda: pretrain(arrays, f"{out}/trial", EXACT))
+    small = replace(DECODED, steps=20, accumulate=1, workers=0, image_size=24)
+    with failing(16):
+        found["unread"] = refused(lambda: pretrain(folder, f"{out}/unread", small))
+    parallel.together(lambda: None)
+    found["saved"] = sorted(file.name for file in Path(out, "unread/checkpoints").iterdir())
+
+    def unreadable(*arguments, **named):
+        if parallel.rank() == 1:
+            raise DataError("a shard is gone")
+        return original(*arguments, **named)
+
+    original, byol.embed.evaluation_batches = byol.embed.evaluation_batches, unreadable
+    found["not embedded"] = refused(lambda: byol.embed.embed(f"{out}/exact", arrays, f"{out}/features", rows=20))
+    byol.embed.evaluation_batches = original
+
+    def unfit(*arguments):
+        raise RuntimeError("the maps are too small")
+
+    original, byol.train.train_step = byol.train.train_step, unfit
+    found["unfit"] = refused(lambda: pretrain(arrays, f"{out}/unfit", EXACT))
+    byol.train.train_step = original
+    return found
+
+
 def refused(call):
     """How a mistake ends here: the line, or the silent exit."""
     try:
         call()
-    except ValueError as error:
+    except (ValueError, TrainingStopped) as error:
         return str(error)
     except SystemExit as error:
         return f"exit {error.code}"
@@ -76,6 +126,7 @@ def work(arrays, folder, out):
         own = arrays if parallel.rank() == 0 else folder
         found["other data"] = refused(lambda: pretrain(own, f"{out}/other", EXACT))
         found["taken"] = refused(lambda: pretrain(arrays, f"{out}/exact", EXACT))
+        found |= failures(arrays, folder, out)
     Path(out, f"seen{parallel.rank()}.json").write_text(json.dumps(found))
 
 

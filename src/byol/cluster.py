@@ -5,12 +5,14 @@ Nothing is started here: a launcher started the processes, and each of them runs
 
 from __future__ import annotations
 
+import atexit
 import logging
 import warnings
 from inspect import signature
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
@@ -52,13 +54,24 @@ def fabric(device: str, precision: Precision = "32") -> Fabric:
         devices=local,
         num_nodes=world // local,
         precision=_FABRIC_PRECISION[precision],  # type: ignore[arg-type]
-        strategy=DDPStrategy(**_KEEP_BUFFERS),
+        # Plain values are exchanged by the processors, so that no GPU is waited for.
+        strategy=DDPStrategy(
+            process_group_backend="cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_KEEP_BUFFERS
+        ),
         plugins=[_environment()],
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*device under current context.*")
         engine.launch()
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     return engine
+
+
+def _leave() -> None:
+    # Left to the end of the interpreter, its threads now and then ended the process with SIGABRT, all work done.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _environment() -> ClusterEnvironment:

@@ -67,24 +67,28 @@ def embed(
     there = sorted(set(numbers) - set(left))
     mine = left[rank() :: world_size()]
     places = [_places(source, n * rows, rows) for n in mine]
-    done, total = 0, sum(map(len, places))
-    for number, chosen in zip(mine, places, strict=True):
-        shard = source.subset(chosen)
-        found, used = list[torch.Tensor](), list[np.ndarray]()
-        batches = evaluation_batches(shard, None, description["image_size"], workers=workers)
-        for batch_rows, images in batches:
-            used.append(batch_rows.numpy())
-            found += stream_features(
-                encoder,
-                images,
-                mean=description["normalization"]["mean"],
-                std=description["normalization"]["std"],
-                size=None,
-                device=engine.device,
-            )
-            done += len(batch_rows)
-            observer.working("embedding", done, total)
-        _write(_file(directory, number), shard, np.concatenate([*used, []]).astype(int), found, about)
+
+    def write() -> None:
+        done, total = 0, sum(map(len, places))
+        for number, chosen in zip(mine, places, strict=True):
+            shard = source.subset(chosen)
+            found, used = list[torch.Tensor](), list[np.ndarray]()
+            batches = evaluation_batches(shard, None, description["image_size"], workers=workers)
+            for batch_rows, images in batches:
+                used.append(batch_rows.numpy())
+                found += stream_features(
+                    encoder,
+                    images,
+                    mean=description["normalization"]["mean"],
+                    std=description["normalization"]["std"],
+                    size=None,
+                    device=engine.device,
+                )
+                done += len(batch_rows)
+                observer.working("embedding", done, total)
+            _write(_file(directory, number), shard, np.concatenate([*used, []]).astype(int), found, about)
+
+    together(write)
     # Each counts its own: another's may not be there yet.
     counted = [_rows_of(_file(directory, n)) for n in [*mine, *there[rank() :: world_size()]]]
     written = sum(collected(counted))

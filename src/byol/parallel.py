@@ -44,16 +44,34 @@ def together(call: Callable[[], T]) -> T:
         result = call()
     except (ValueError, OSError) as raised:
         error = raised
-    lines: list[str | None] = [None] * world_size()
-    dist.all_gather_object(lines, None if error is None else str(error))
-    if not any(line is not None for line in lines):
+    line = met(error)
+    if line is None:
         return result  # type: ignore[return-value]
     if rank() > 0:
         raise SystemExit(2)
-    if error is not None:
-        raise error
-    other = next(number for number, line in enumerate(lines) if line is not None)
-    raise ValueError(f"process {other}: {lines[other]}")
+    raise error or ValueError(line)
+
+
+def met(error: Exception | None) -> str | None:
+    """What the first process that has an error says of it, on all of them; None where none has one.
+
+    Asked of the processors: no GPU is waited for, and where there is no error it costs one number's exchange.
+    """
+    if world_size() == 1:
+        return None if error is None else str(error)
+    somebody = torch.tensor(error is not None, dtype=torch.int32)
+    dist.all_reduce(somebody, dist.ReduceOp.MAX)
+    if not somebody:
+        return None
+    lines: list[str | None] = [None] * world_size()
+    dist.all_gather_object(lines, None if error is None else str(error))
+    first, line = next((number, line) for number, line in enumerate(lines) if line is not None)
+    return line if first == 0 else f"process {first}: {line}"
+
+
+def lost(error: Exception) -> bool:
+    """Whether an error is that another process went away."""
+    return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def everywhere(error: Exception) -> BaseException:

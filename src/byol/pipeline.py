@@ -26,7 +26,7 @@ from byol.launch import launched
 from byol.methods import uses_labels
 from byol.names import PRETRAINED
 from byol.options import Options
-from byol.parallel import agreed, everywhere, rank, together, world_size
+from byol.parallel import agreed, everywhere, lost, rank, together, world_size
 from byol.plan import chosen_views, device_of, image_size, plan
 from byol.run import Run
 from byol.train import Budget, Progress, Training, refusal
@@ -203,9 +203,11 @@ def ready(run: Run, source: Source, pixels: Tensor | None, directory: Path, seco
             "smaller --batch-size, and --accumulate to make up for it"
         ) from None
     except (TypeError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
+        if lost(error):
+            raise everywhere(ValueError("another process of this run ended, as its own line says")) from None
         if ":" in run.method:  # a method of one's own: its author needs the traceback
             raise
-        raise ValueError(refusal(run, error)) from error
+        raise everywhere(ValueError(refusal(run, error))) from error
 
 
 def summary(run: Run, source: Source, training: Training, rate: float) -> list[tuple[str, str]]:

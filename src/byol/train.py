@@ -38,7 +38,7 @@ from byol.names import FILLED, unknown
 from byol.norm import share
 from byol.online import ADVICE, HoldOut, OnlineClassifier, Probe
 from byol.optim import LARS, parameter_groups
-from byol.parallel import agreed, collected, everywhere, rank, world_size
+from byol.parallel import agreed, collected, everywhere, met, rank, together, world_size
 from byol.run import Run
 from byol.schedules import warmup_cosine, warmup_drops
 from byol.views import recipes
@@ -327,7 +327,8 @@ class Training:
         while len(taken) < most and (len(taken) < ahead + 1 or steps * sum(taken[ahead:]) < seconds):
             start = time.perf_counter()
             for _ in range(steps):
-                train_step(self.run, 0, module, networks.method, optimizer, [next(batches)], self.fabric.backward)
+                batch = together(lambda: next(batches))
+                train_step(self.run, 0, module, networks.method, optimizer, [batch], self.fabric.backward)
             if self.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
             taken.append(agreed((time.perf_counter() - start) / steps))  # all processes try as often
@@ -362,13 +363,16 @@ class Training:
             replaced: list[tuple[int, int, str]] = []
             step = start
             while step < run.total_steps:
+                micro, unread = list[Batch](), None
                 try:
-                    micro = [next(batches) for _ in range(run.accumulate)]
+                    micro += [next(batches) for _ in range(run.accumulate)]
                 except (DataError, OSError) as error:
-                    metrics.skipped(replaced)
-                    # The state is the same in every process, and whole: no part of this step is done.
-                    self.save(step)
-                    raise _unread(str(error), step) from error
+                    unread = error
+                if (line := met(unread)) is not None:
+                    metrics.skipped(collected(replaced))
+                    if rank() == 0:  # the state is whole: no part of this step is done
+                        self.save(step)
+                    raise everywhere(_unread(line, step)) from unread
                 losses = self._step(step, micro)
                 done = step + 1
                 replaced += [(done, *each) for batch in micro for each in batch.replaced]
@@ -517,7 +521,8 @@ class _Metrics:
         goes."""
         seconds = (self.last("seconds") or {"seconds": 0.0})["seconds"]
         look = self.last("held_out/verdict") or {"step": -1, "held_out/verdict": ""}
-        return seconds, int(look["held_out/verdict"] == "collapsed"), look["step"] == self._start
+        collapsed = look["step"] > 0 and look["held_out/verdict"] == "collapsed"  # a start is no collapse
+        return seconds, int(collapsed), look["step"] == self._start
 
     def last(self, name: str) -> dict[str, Any] | None:
         """The last line that holds a number of that name."""
