@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from byol import train
+from byol import metrics, networks, train
 from byol.data.loader import load_pixels
 from byol.data.open import open_source
 from byol.experiments import cifar10_two_cores
@@ -67,7 +67,7 @@ def without(wanted: set[str]) -> None:
         torch.optim.AdamW = lambda *a, **k: adamw(*a, **(k | {"fused": False, "foreach": False}))  # type: ignore[assignment, misc]
         torch._foreach_lerp_ = lambda own, other, share: [a.lerp_(b, share) for a, b in zip(own, other, strict=True)]
     if "products" not in wanted:
-        train.use_matrix_products = lambda module: None
+        networks.use_matrix_products = lambda module: None
 
 
 def named(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,7 +99,7 @@ def prepared(wanted: set[str], batch_size: int, *, small: bool, folder: Path) ->
     training._optimizer.step = named("optimizer", training._optimizer.step)  # type: ignore[method-assign]
     method.after_step = named("target's average", method.after_step)
     method.target.forward = named("target", method.target.forward)
-    log = named("log", train._Metrics(folder, 0).write)
+    log = named("log", metrics.Metrics(folder, 0).write)
 
     def step() -> None:
         losses = training._step(0, [make()])

@@ -39,9 +39,10 @@ def byol_steps(batch_size: int, device: str, precision: str) -> Iterator[dict[st
 
     from byol.data.loader import load_pixels
     from byol.data.open import open_source
+    from byol.metrics import Metrics
     from byol.options import Options
     from byol.plan import plan
-    from byol.train import Training, _Metrics
+    from byol.train import Training
 
     outside = 0.0
 
@@ -67,7 +68,7 @@ def byol_steps(batch_size: int, device: str, precision: str) -> Iterator[dict[st
         batches = timed(training.loader.batches(0, 10**6).__next__)
         training._optimizer.step = timed(training._optimizer.step)  # type: ignore[method-assign]
         training.method.after_step = timed(training.method.after_step)  # type: ignore[method-assign]
-        log = timed(_Metrics(Path(folder), 0).write)
+        log = timed(Metrics(Path(folder), 0).write)
         step = 0
         while True:
             outside = 0.0

@@ -131,6 +131,6 @@ def test_no_alarm_on_a_method_as_it_is(tmp_path, name, seed):
 def test_an_alarm_on_each_collapsed_form(tmp_path, monkeypatch, form):
     kind, arguments = COLLAPSED[form]
     name = form.partition(",")[0]
-    monkeypatch.setattr("byol.train.get", lambda _: kind)
+    monkeypatch.setattr("byol.networks.get", lambda _: kind)
     with pytest.raises(TrainingStopped, match="collapsed"):
         pretrain("digits", tmp_path / "run", options(name, steps=400, method_args=arguments, stop_on_collapse=True))

@@ -15,7 +15,8 @@ from torch import nn
 
 from byol.data.loader import Batch
 from byol.methods.byol import BYOL
-from byol.train import Networks, make_optimizer, train_step
+from byol.networks import Networks, make_optimizer
+from byol.train import train_step
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

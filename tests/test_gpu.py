@@ -12,10 +12,11 @@ from byol.capacity import largest_batch, step_memory
 from byol.data.loader import Batch, Loader, Normalization, load_pixels
 from byol.data.open import open_source
 from byol.methods import get
+from byol.networks import build, make_optimizer
 from byol.options import Options
 from byol.pipeline import pretrain
 from byol.plan import plan
-from byol.train import Training, build, make_optimizer, train_step
+from byol.train import Training, train_step
 from byol.views import recipes
 from byol.views.view import BYOL_T, BYOL_T_PRIME
 

@@ -93,7 +93,7 @@ def test_at_a_constant_rate_its_place_does_not_matter():
 
 
 def check_run_decay_reaches_the_optimizer(make_run):
-    from byol.train import make_optimizer
+    from byol.networks import make_optimizer
 
     for name in ("lars", "sgd", "adamw"):
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
@@ -183,7 +183,7 @@ def test_all_decay_where_that_is_asked_and_lars_still_adapts_weights_alone():
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
 def test_what_a_run_says_of_its_groups_reaches_the_optimizer(make_run, name):
-    from byol.train import make_optimizer
+    from byol.networks import make_optimizer
 
     network = nn.Module()
     network.method = TwoParts()
@@ -200,7 +200,7 @@ def test_what_a_run_says_of_its_groups_reaches_the_optimizer(make_run, name):
 
 
 def test_the_place_of_the_learning_rate_in_lars_is_the_run_s(make_run):
-    from byol.train import make_optimizer
+    from byol.networks import make_optimizer
 
     for inside in (False, True):
         groups = make_optimizer(make_run(lr_in_momentum=inside), TwoParts()).param_groups
@@ -208,7 +208,7 @@ def test_the_place_of_the_learning_rate_in_lars_is_the_run_s(make_run):
 
 
 def test_a_part_that_does_not_exist_is_refused(make_run):
-    from byol.train import make_optimizer
+    from byol.networks import make_optimizer
 
     network = nn.Module()
     network.method = TwoParts()

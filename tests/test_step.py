@@ -8,7 +8,8 @@ import torch
 from byol import rng
 from byol.conformance import batch, make
 from byol.data.loader import Batch
-from byol.train import Networks, make_optimizer, train_step
+from byol.networks import Networks, make_optimizer
+from byol.train import train_step
 
 
 def simsiam_step(run, step):

@@ -19,11 +19,12 @@ from byol.data.loader import Batch, Loader, Normalization, load_pixels, looked_a
 from byol.data.open import open_source
 from byol.methods import Out
 from byol.methods.byol import BYOL
+from byol.networks import Networks, make_optimizer
 from byol.online import HoldOut, OnlineClassifier
 from byol.options import Options
 from byol.pipeline import Silent, pretrain
 from byol.run import Run
-from byol.train import Budget, Networks, Training, TrainingStopped, make_optimizer, train_step
+from byol.train import Budget, Training, TrainingStopped, train_step
 from byol.views.view import View
 
 TINY = Options(
@@ -456,7 +457,7 @@ class Collapsing(BYOL):
 
 
 def test_collapse_is_called_out_and_stops_the_run(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("byol.train.get", lambda name: Collapsing)
+    monkeypatch.setattr("byol.networks.get", lambda name: Collapsing)
     options = replace(TINY, steps=200, warmup_steps=10, optimizer="sgd", base_lr=2.0, weight_decay=0.0)
     options = replace(options, stop_on_collapse=True)
     with pytest.raises(TrainingStopped, match="collapsed"):

@@ -27,11 +27,12 @@ from byol.data.loader import Batch, split_hold_out
 from byol.data.source import Source
 from byol.launch import LAUNCHERS, launched
 from byol.machine import available_memory, process_memory, resident_memory
+from byol.networks import build, compile_networks, make_optimizer, refusal
 from byol.options import Options
 from byol.parallel import agreed, rank, together
 from byol.plan import device_of, plan
 from byol.run import Run
-from byol.train import Training, build, compile_networks, keep_memory, make_optimizer, refusal, train_step
+from byol.train import Training, keep_memory, train_step
 
 LARGEST_BATCH = 4096
 """The largest that the methods' authors use, and that the rules of learning rates are known to hold for."""

@@ -25,11 +25,12 @@ from byol.data.tiles import tiled
 from byol.launch import launched
 from byol.methods import uses_labels
 from byol.names import PRETRAINED
+from byol.networks import refusal
 from byol.options import Options
 from byol.parallel import agreed, everywhere, lost, rank, together, world_size
 from byol.plan import chosen_views, device_of, image_size, plan
 from byol.run import Run
-from byol.train import Budget, Progress, Training, refusal
+from byol.train import Budget, Progress, Training
 from byol.views import recipes
 from byol.views.view import View, describe
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import inspect
-import json
 import math
 import statistics
 import sys
@@ -21,23 +19,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from byol import checkpoint, cluster, rng
-from byol.convolution import use_matrix_products
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import DataError, Source
-from byol.encoder import SMALL_IMAGE_PX, Encoder, EncoderSpec, initialize
-from byol.export import parameter_count, save_backbone, start_from
+from byol.encoder import SMALL_IMAGE_PX
+from byol.export import parameter_count, save_backbone
 from byol.machine import process_memory
-from byol.methods import Method, Out, get, wanted
-from byol.names import FILLED, unknown
-from byol.norm import share
-from byol.online import ADVICE, HoldOut, OnlineClassifier, Probe
-from byol.optim import LARS, parameter_groups
+from byol.methods import Method, Out
+from byol.metrics import Metrics, NoMetrics
+from byol.networks import build, compile_networks, make_optimizer
+from byol.online import ADVICE, HoldOut, Probe
 from byol.parallel import agreed, collected, everywhere, met, rank, together, world_size
 from byol.run import Run
 from byol.schedules import warmup_cosine, warmup_drops
@@ -87,89 +82,6 @@ class Budget:
         a_step = (now - self.training - sum(self.looks)) / done
         left = self.began + self.seconds - now - a_look  # the last look
         return done + max(1, int(left / (a_step + a_look / look_every)))
-
-
-class Networks(nn.Module):
-    """All that trains: the method, and the online classifier where there are labels."""
-
-    def __init__(self, method: Method, classifier: OnlineClassifier | None) -> None:
-        super().__init__()
-        self.method = method
-        self.classifier = classifier
-
-    def forward(
-        self, views: tuple[Tensor, ...], ids: Tensor, labels: Tensor, key: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """(loss of the method, loss of the classifier, and features, embedding and extras of `Out`)."""
-        given = {"ids": ids, "labels": labels, "key": key}
-        asked = {name: given[name] for name in wanted(type(self.method))}
-        out: Out = self.method(*(v.contiguous(memory_format=torch.channels_last) for v in views), **asked)
-        probe = self.classifier(out.features, labels) if self.classifier else out.loss.new_zeros(())
-        return out.loss, probe, out.features, out.embedding, out.extras
-
-
-def build(run: Run, *, num_classes: int = 0, num_images: int = 0) -> Networks:
-    """The networks of a run before its first step, drawn from its seed; no global random state is used up.
-
-    num_classes: of the data, 0 without labels. num_images: one more than the largest image id.
-    """
-    spec = EncoderSpec(run.backbone, run.image_size, run.channels, run.stem, run.backbone_args)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        encoder = Encoder(spec)
-        if run.encoder_init == "byol":
-            initialize(encoder)
-        if run.init is not None:
-            encoder = start_from(encoder, run.init)
-        kind = get(run.method)
-        data = {"num_classes": num_classes, "num_images": num_images}
-        filled = {name: data[name] for name in FILLED if name in inspect.signature(kind).parameters}
-        method = kind(encoder, **filled, **run.method_args)
-        classifier = OnlineClassifier(encoder.dim, num_classes) if num_classes else None
-    networks = Networks(method, classifier).to(memory_format=torch.channels_last)
-    if world_size() > 1:
-        share(networks)
-    if run.device == "cpu" and run.precision == "bf16":
-        use_matrix_products(networks)
-    return networks
-
-
-def compile_networks(run: Run, networks: Networks) -> Networks:
-    """The same, in place, each part of the method compiled where the run says so. Copies have to be compiled anew."""
-    if run.compile is not None:
-        # All parts, and the copy that tries the machine's speed, are one function to it.
-        torch._dynamo.config.recompile_limit = 64
-        for part in networks.method.children():
-            part.compile(mode=run.compile)
-    return networks
-
-
-def refusal(run: Run, error: Exception) -> str:
-    """Why the networks of a run cannot train, in one line."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"compile={run.compile} does not work here, leave it out: {reason}"
-    return f"{run.backbone} cannot take {run.image_size} px images: {reason}"
-
-
-def make_optimizer(run: Run, networks: Networks) -> torch.optim.Optimizer:
-    parts = dict(networks.method.named_children()) if run.constant_lr or run.lr_scales else {}
-    if strange := [name for name in (*run.constant_lr, *run.lr_scales) if name not in parts]:
-        raise ValueError(unknown(f"part of {run.method}", strange[0], parts))
-    groups = parameter_groups(
-        [networks],
-        weight_decay=run.weight_decay,
-        decay_all=run.decay_all,
-        bias_lr=run.bias_lr,
-        constant=[parts[name] for name in run.constant_lr],
-        lr_scales={parts[name]: scale for name, scale in run.lr_scales.items()},
-    )
-    if run.optimizer == "lars":
-        return LARS(groups, lr=run.peak_lr, lr_in_momentum=run.lr_in_momentum)
-    if run.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=run.peak_lr, momentum=0.9, fused=True)
-    # One pass over each tensor: unfused, AdamW took a seventh of a small network's step on a CPU.
-    return torch.optim.AdamW(groups, lr=run.peak_lr, betas=(0.9, 0.999), fused=True)
 
 
 def train_step(
@@ -340,7 +252,7 @@ class Training:
         again once."""
         run = self.run
         start = self._restore() if resume else 0
-        metrics = _Metrics(self.directory, start) if rank() == 0 else _NoMetrics()
+        metrics = Metrics(self.directory, start) if rank() == 0 else NoMetrics()
         seconds, collapsed, looked = agreed(metrics.standing())
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
@@ -460,7 +372,7 @@ class Training:
             return self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
 
     def _look(
-        self, step: int, metrics: _Metrics | _NoMetrics, observe: Callable[[Progress], None], seconds: float
+        self, step: int, metrics: Metrics | NoMetrics, observe: Callable[[Progress], None], seconds: float
     ) -> Probe | None:
         if self.hold_out is None:
             return None
@@ -500,73 +412,3 @@ class Training:
     def _restore(self) -> int:
         path = agreed(checkpoint.latest(self.directory / "checkpoints"))
         return 0 if path is None else checkpoint.load(path, self.networks, self.optimizer)
-
-
-class _Metrics:
-    """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard."""
-
-    def __init__(self, directory: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._start = start
-        self._path = directory / "metrics.jsonl"
-        self._skipped = directory / "skipped.jsonl"
-        _drop_after(self._path, start or -1)  # a run that starts anew looks at step 0 again
-        _drop_after(self._skipped, start)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
-
-    def standing(self) -> tuple[float, int, bool]:
-        """(seconds of training, whether the last look found a collapse, whether it was at `start`) as far as the file
-        goes."""
-        seconds = (self.last("seconds") or {"seconds": 0.0})["seconds"]
-        look = self.last("held_out/verdict") or {"step": -1, "held_out/verdict": ""}
-        collapsed = look["step"] > 0 and look["held_out/verdict"] == "collapsed"  # a start is no collapse
-        return seconds, int(collapsed), look["step"] == self._start
-
-    def last(self, name: str) -> dict[str, Any] | None:
-        """The last line that holds a number of that name."""
-        lines = map(json.loads, reversed(self._path.read_text("utf-8").splitlines()))
-        return next((line for line in lines if name in line), None)
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
-
-    def skipped(self, replaced: list[tuple[int, int, str]]) -> None:
-        if replaced:
-            with self._skipped.open("a", encoding="utf-8") as file:
-                for step, image, reason in replaced:
-                    file.write(json.dumps({"step": step, "id": image, "reason": reason}) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-
-
-class _NoMetrics:
-    """Of a process that writes none, because the first one does."""
-
-    def standing(self) -> tuple[float, int, bool]:
-        return 0.0, 0, False
-
-    def write(self, step: int, values: dict[str, Any]) -> None: ...
-    def skipped(self, replaced: list[tuple[int, int, str]]) -> None: ...
-    def close(self) -> None: ...
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Forget lines of steps a resumed run will do again, and a line cut off by a crash."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break
-    path.write_text("".join(line + "\n" for line in kept), "utf-8")

@@ -19,9 +19,9 @@ from byol.evaluate.fewshot import mean_interval
 from byol.evaluate.labelled import Labelled, Parts, apart, labelled_of, load, with_classes_of
 from byol.evaluate.protocols import Settings, score_of
 from byol.evaluate.table import all_features, evaluate, stronger_untrained
+from byol.networks import build
 from byol.options import Options
 from byol.plan import plan
-from byol.train import build
 
 SPEC = EncoderSpec("resnet18", 12, 1, "3x3", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]})
 QUICK = Settings(protocols=("knn", "linear", "fewshot"), draws=4)

@@ -135,7 +135,7 @@ def test_what_cannot_be_had_is_refused_in_one_line(tmp_path):
 
 
 def test_a_part_may_learn_at_a_multiple_of_the_rate(make_run):
-    from byol.train import build, make_optimizer
+    from byol.networks import build, make_optimizer
 
     run: Run = make_run(lr_scales={"predictor": 10.0}, optimizer="sgd", bias_lr=2.0)
     networks = build(run)

@@ -7,7 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from byol import names
 from byol.data.loader import Batch
 from byol.methods import get
-from byol.train import build, make_optimizer, train_step
+from byol.networks import build, make_optimizer
+from byol.train import train_step
 
 aten = torch.ops.aten
 WAITS = {
