@@ -86,7 +86,7 @@ def beside_bare(name: str, training: Training, steps: int, turns: int, ceiling: 
     bare = bare_step(training)
     sides: dict[str, Callable[[], object]] = {
         "bare": bare,
-        "byol": lambda: training._step(0, [next(batches)]),
+        "byol": lambda: training.step(0, [next(batches)]),
         "views alone": lambda: next(batches),
     }
     rates: dict[str, list[float]] = {side: [] for side in sides}
@@ -149,7 +149,7 @@ def beside_lightly(folder: Path, options: Options, workers: int, steps: int, tur
     batches = training.loader.batches(0, 10**6)
     step, batch = lightly_sides(folder, training.run.batch_size, workers)
     sides: dict[str, Callable[[], object]] = {
-        "byol": lambda: training._step(0, [next(batches)]),
+        "byol": lambda: training.step(0, [next(batches)]),
         "byol, loader alone": lambda: next(batches),
         "lightly": step,
         "lightly, loader alone": batch,

@@ -49,7 +49,7 @@ def step(batch_size: int, side: int) -> dict[str, float]:
         batches, taken = training.loader.batches(0, 100), list[float]()
         while len(taken) < 4 or (sum(taken[1:]) < 5 and len(taken) < 20):
             began = time.perf_counter()
-            training._step(len(taken), [next(batches)])
+            training.step(len(taken), [next(batches)])
             taken.append(time.perf_counter() - began)
         seconds = statistics.median(taken[1:])
         return {"seconds": seconds, "images/s": batch_size / seconds, "MiB": ((process_memory() or 0) - before) / 2**20}

@@ -102,7 +102,7 @@ def prepared(wanted: set[str], batch_size: int, *, small: bool, folder: Path) ->
     log = named("log", metrics.Metrics(folder, 0).write)
 
     def step() -> None:
-        losses = training._step(0, [make()])
+        losses = training.step(0, [make()])
         log(0, {name: float(value) for name, value in losses.items()})
 
     return step

@@ -75,7 +75,7 @@ def byol_steps(batch_size: int, device: str, precision: str) -> Iterator[dict[st
             started = time.perf_counter()
             batch = batches()
             views = outside
-            losses = training._step(step, [batch])
+            losses = training.step(step, [batch])
             log(step, {name: float(value) for name, value in losses.items()})
             _wait(device)
             yield {"seconds": time.perf_counter() - started, "views": views, "outside": outside}

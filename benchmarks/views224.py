@@ -128,11 +128,11 @@ def beside_training(folder: Path, options: Options, steps: int, turns: int) -> N
         rows = torch.arange(training.run.batch_size)
         batch = training.loader.batch_of(rows, torch.zeros_like(rows))
         for turn in range(turns + 1):
-            bare = seconds(lambda: [training._step(0, [batch]) for _ in range(steps)])
+            bare = seconds(lambda: [training.step(0, [batch]) for _ in range(steps)])
             made = training.loader.batches(number, number + 3 * steps)
             for _ in range(steps):  # until batches come as fast as they are made, none of them made beforehand
-                training._step(0, [next(made)])
-            full = seconds(lambda w=made: [training._step(0, [next(w)]) for _ in range(steps)])
+                training.step(0, [next(made)])
+            full = seconds(lambda w=made: [training.step(0, [next(w)]) for _ in range(steps)])
             del made  # and with it the workers
             number += 3 * steps
             if turn:

@@ -30,7 +30,7 @@ OPTIONS = Options(
 
 def work(data, place, kill_at=None):
     """Begins or goes on with PLACE/run; the second process kills itself before the step `kill_at`."""
-    original, run = Training._step, Path(place, "run")
+    original, run = Training.passes, Path(place, "run")
     resumed = (run / "run.json").exists()
 
     def step(self, number, micro):
@@ -41,11 +41,11 @@ def work(data, place, kill_at=None):
             file.write(json.dumps([resumed, number, ids]) + "\n")
         return original(self, number, micro)
 
-    Training._step = step
+    Training.passes = step
     try:
         pretrain(data, run, OPTIONS, resume=resumed)
     finally:
-        Training._step = original
+        Training.passes = original
 
 
 def seen(place, *, resumed=False):

@@ -211,14 +211,14 @@ def test_a_budget_of_time_becomes_the_steps_that_fit(images, tmp_path, monkeypat
     assert tried == [1.0, 2.0]
 
 
-def test_a_run_planned_again_goes_evenly_to_the_same_end():
-    run = SimpleNamespace(total_steps=50, replan=(20, 100), planned_steps=100)
-    at = [Run.schedule_step(run, step) for step in range(51)]
-    assert at[:21] == list(range(21))
+def test_a_run_planned_again_goes_evenly_to_the_same_end(make_run):
+    run = make_run(total_steps=50, replan=(20, 100))
+    at, totals = zip(*(run.schedule(step) for step in range(51)), strict=True)
+    assert set(totals) == {100}
+    assert list(at[:21]) == list(range(21))
     assert at[-1] == 100
     assert np.allclose(np.diff(at[20:]), 80 / 30)
-    run = SimpleNamespace(total_steps=50, replan=None)
-    assert [Run.schedule_step(run, step) for step in range(51)] == list(range(51))
+    assert [make_run(total_steps=50).schedule(step) for step in range(51)] == [(step, 50) for step in range(51)]
 
 
 def test_the_steps_that_fit_in_what_is_left_of_a_budget(monkeypatch):
@@ -527,12 +527,9 @@ def test_a_small_image_that_proves_truncated_is_listed_as_skipped(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(images, tmp_path):
-    with pytest.raises(TrainingStopped, match="at step"):
-        pretrain(
-            images,
-            tmp_path / "run",
-            replace(TINY, optimizer="sgd", base_lr=1e30, method_args={"hidden": 16, "out": 8}),
-        )
+    wild = replace(TINY, optimizer="sgd", base_lr=1e30, method_args={"hidden": 16, "out": 8})
+    with pytest.raises(TrainingStopped, match="not finite in step 2, which changed no weight"):
+        pretrain(images, tmp_path / "run", wild)
     assert not (tmp_path / "run" / "backbone.safetensors").exists()
 
 

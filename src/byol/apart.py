@@ -52,7 +52,7 @@ def _begin(threads: int | None, device: str | None) -> None:
 
     def wait() -> None:
         parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)  # a run there would note a gentler one, and go on
 
     threading.Thread(target=wait, daemon=True).start()
     if device is not None:

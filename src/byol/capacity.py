@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from byol import checkpoint, cluster
+from byol import cluster
 from byol.convolution import without_matrix_products
 from byol.data.loader import Batch, split_hold_out
 from byol.data.source import Source
@@ -68,7 +68,7 @@ def checkpoint_bytes(run: Run, training: Training) -> int:
 def disk_bytes(run: Run, training: Training) -> int:
     """The most a run's directory takes: its checkpoints, with one more while it is written, and the backbone."""
     encoder = sum(t.numel() * t.element_size() for t in training.method.encoder.state_dict().values())
-    return (checkpoint.KEEP + 1) * checkpoint_bytes(run, training) + encoder
+    return (run.keep + 1) * checkpoint_bytes(run, training) + encoder
 
 
 def step_memory(run: Run, *, num_classes: int, num_images: int) -> int | None:

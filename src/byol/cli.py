@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,7 +13,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from byol import names
-from byol.launch import is_first_here, launched, launched_rank
+from byol.files import is_free
+from byol.launch import is_first_here, launched, launched_rank, restarted
 
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
@@ -66,13 +68,8 @@ class Kind(StrEnum):
     experiments = "experiments"
 
 
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="A folder of images, a .parquet, .tar, .npy or .npz file, a URL of shards, hf:OWNER/NAME, or `digits`.",
-        show_default=False,
-    ),
-]
+DATA_HELP = "A folder of images, a .parquet, .tar, .npy or .npz file, a URL of shards, hf:OWNER/NAME, or `digits`."
+Data = Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -127,8 +124,9 @@ def demo(
 
 @app.command()
 def pretrain(
-    data: Data,
-    out: Out,
+    context: typer.Context,
+    data: Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Directory to write the run into.")] = None,
     method: Method = None,
     backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How long to train, in passes over the images.")] = None,
@@ -160,11 +158,34 @@ def pretrain(
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="Stop when the embedding collapses.")
     ] = False,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Checkpoints to keep, the last so many; 2 by default.")
+    ] = None,
+    max_bad: Annotated[
+        float | None, typer.Option(help="Share of unusable images that stops the run; 0.1 by default.")
+    ] = None,
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint in --out; larger --epochs or --steps extend it."),
+    ] = False,
+    replay: Annotated[
+        tuple[Path, int] | None,
+        typer.Option(metavar="RUN STEP", help="Train nothing: draw a step's batch again, and show what it does."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a backbone on images without labels. Only DATA and --out are needed; the rest follows from the data."""
+    """Train a backbone on images without labels. Only DATA and --out are needed; the rest follows from the data.
+
+    Exit codes: 0 done, 1 stopped for a reason that is said, 2 a mistake in what was asked for; 130, 138 and 143 after
+    Ctrl-C, SIGUSR1 and SIGTERM, with the state saved for --resume.
+    """
+    if replay is not None:
+        _replay(*replay, data or None, as_json)
+        return
+    if not data or out is None:
+        _fail("DATA and --out are needed: what to train on, and the directory to write the run into")
+    typed = [name for name in context.params if _is_typed(context, name)]
     options = _options(
         method,
         recipe,
@@ -188,8 +209,12 @@ def pretrain(
         tile=tile,
         hold_out=hold_out,
         stop_on_collapse=stop_on_collapse,
+        keep=keep,
+        max_bad=max_bad,
     )
+    options = replace(options, fixed=(*typed, *(setting.partition("=")[0] for setting in settings or ())))
     _must_exist(data)
+    resume = resume or (restarted() and (out / "run.json").is_file())
     if resume and not (out / "run.json").is_file():
         _fail(f"{out} holds no run.json to resume from; leave out --resume to start a run there")
     if not resume and _taken(out):
@@ -656,6 +681,27 @@ def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> N
             typer.echo(name)
 
 
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _replay(run: Path, step: int, data: str | None, as_json: bool) -> None:
+    if not (run / "run.json").is_file():
+        _fail(f"{run} holds no run.json; name the --out of a pretrain")
+    if data is not None:
+        _must_exist(data)
+    from byol.console import Terminal, grid, stdout
+    from byol.replay import replay
+
+    with Terminal(plan=False) as terminal:
+        found, lines = replay(run, step, data, terminal)
+    if as_json:
+        _print_json(found)
+    else:
+        stdout.print(grid(lines))
+
+
 def _check_method(name: str) -> None:
     try:
         names.method_arguments(name)
@@ -665,8 +711,6 @@ def _check_method(name: str) -> None:
 
 def _options(method: str | None, recipe: str | None, settings: list[str] | None, **given: Any) -> Any:
     """The recipe's options, with what was given on the command line in place of its own."""
-    from dataclasses import replace
-
     from byol.experiments import RECIPES
     from byol.options import BATCH, Options
 
@@ -716,7 +760,7 @@ def _seconds(text: str) -> float:
 
 
 def _taken(out: Path) -> bool:
-    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+    return not is_free(out)
 
 
 def _fail(line: str) -> NoReturn:
@@ -755,7 +799,7 @@ def main() -> None:
         if not isinstance(error, TrainingStopped):
             raise
         print(f"byol: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+import signal
+import subprocess
 import warnings
+from datetime import timedelta
 from inspect import signature
 from typing import Any
 
@@ -31,12 +35,14 @@ _NAMES = ("forward_sync_buffers", "broadcast_buffers")
 _KEEP_BUFFERS: dict[str, Any] = {
     next(n for n in _NAMES if n in signature(DistributedDataParallel.__init__).parameters): False
 }
+TIMEOUT_SECONDS = 900.0
+"""The first process looks at held-out images, lists a million files and writes a checkpoint in less."""
 _FABRIC_PRECISION = {"bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
-def fabric(device: str, precision: Precision = "32") -> Fabric:
+def fabric(device: str, precision: Precision = "32", timeout: float = TIMEOUT_SECONDS) -> Fabric:
     """The engine of one process, joined to the others that the launcher started. ValueError where this machine has not
-    what is asked for."""
+    what is asked for. timeout: how long a process waits for another before that counts as hanging, s."""
     _check(device, precision)
     # The plan says the precision already, and the launcher how many there are.
     for name in ("lightning_fabric.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
@@ -56,7 +62,9 @@ def fabric(device: str, precision: Precision = "32") -> Fabric:
         precision=_FABRIC_PRECISION[precision],  # type: ignore[arg-type]
         # Plain values are exchanged by the processors, so that no GPU is waited for.
         strategy=DDPStrategy(
-            process_group_backend="cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_KEEP_BUFFERS
+            process_group_backend="cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout),
+            **_KEEP_BUFFERS,
         ),
         plugins=[_environment()],
     )
@@ -89,3 +97,35 @@ def _check(device: str, precision: Precision) -> None:
         )
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic; use --precision 32")
+
+
+def requeue(number: int) -> str | None:
+    """Put the SLURM job that this process is of back into its queue, after a signal of that number. Returns what was
+    done, in words; None where nothing had to be.
+
+    SIGUSR1 is what a job asks for before its time is over; SIGTERM comes with pre-emption, and from scancel, after
+    which nobody wants the job back: its record says which.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None or number == signal.SIGINT:
+        return None
+    try:
+        if number == signal.SIGTERM and not _preempted(_scontrol("show", "--oneliner", "job", job)):
+            return None
+        _scontrol("requeue", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return f"job {job} could not be put back into its queue: {' '.join(said.split())}"
+    return f"job {job} is back in its queue"
+
+
+def _scontrol(*arguments: str) -> str:
+    command = ["scontrol", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def _preempted(record: str) -> bool:
+    fields = dict(field.split("=", 1) for field in record.split() if "=" in field)
+    return fields.get("JobState") == "PREEMPTED" or fields.get("PreemptTime", "None") not in ("None", "Unknown")

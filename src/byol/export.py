@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byol.checkpoint import write_tensors
 from byol.encoder import Encoder, EncoderSpec
+from byol.files import write_json
 from byol.methods import get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.run import Run
@@ -22,13 +24,9 @@ FORMAT = 1
 
 def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> None:
     """Write the encoder's timm state dict and its description, each by way of a temporary name."""
-    from safetensors.torch import save_file
-
-    state = {k: v.detach().cpu().contiguous() for k, v in encoder.model.state_dict().items()}
-    temporary = directory / (WEIGHTS + ".tmp")
-    save_file(state, temporary)
-    temporary.replace(directory / WEIGHTS)
-
+    write_tensors(
+        directory / WEIGHTS, {k: v.detach().cpu().contiguous() for k, v in encoder.model.state_dict().items()}
+    )
     description = {
         "format": FORMAT,
         **encoder.spec.to_dict(),
@@ -43,9 +41,7 @@ def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> 
         "steps": step,
         "seed": run.seed,
     }
-    temporary = directory / (DESCRIPTION + ".tmp")
-    temporary.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-    temporary.replace(directory / DESCRIPTION)
+    write_json(directory / DESCRIPTION, description)
 
 
 def read_description(run_directory: Path) -> dict[str, Any]:

@@ -29,3 +29,9 @@ def launched_rank() -> int:
     """This process's number among those of `launched`, known before they have met."""
     name = "RANK" if LAUNCHERS[0] in os.environ else "SLURM_PROCID"
     return int(os.environ.get(name, 0)) if launched()[0] > 1 else 0
+
+
+def restarted() -> bool:
+    """Whether the launcher started this run before, and starts it again: torchrun after a process failed, SLURM after a
+    job was put back into its queue."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))

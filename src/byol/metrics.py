@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from byol.files import json_lines, naming, sync
+
+METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 
 
 class Metrics:
@@ -14,11 +20,10 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         self._start = start
-        self._path = directory / "metrics.jsonl"
-        self._skipped = directory / "skipped.jsonl"
+        self._path = directory / METRICS
+        self._skipped = directory / SKIPPED
         _drop_after(self._path, start or -1)  # a run that starts anew looks at step 0 again
         _drop_after(self._skipped, start)
-        self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
 
     def standing(self) -> tuple[float, int, bool]:
@@ -31,24 +36,30 @@ class Metrics:
 
     def last(self, name: str) -> dict[str, Any] | None:
         """The last line that holds a number of that name."""
-        lines = map(json.loads, reversed(self._path.read_text("utf-8").splitlines()))
-        return next((line for line in lines if name in line), None)
+        return next((line for line in reversed(json_lines(self._path)) if name in line), None)
+
+    def bad(self) -> set[int]:
+        """The ids of images that turned out unusable so far."""
+        return {line["id"] for line in json_lines(self._skipped) if line["step"] > 0}
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        _append(self._path, [{"step": step, **values}])
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
 
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None:
         if replaced:
-            with self._skipped.open("a", encoding="utf-8") as file:
-                for step, image, reason in replaced:
-                    file.write(json.dumps({"step": step, "id": image, "reason": reason}) + "\n")
+            lines = [{"step": step, "id": image, "reason": reason} for step, image, reason in replaced]
+            _append(self._skipped, lines)
+
+    def settle(self) -> None:
+        """Wait until all of it is on the disk: a checkpoint never stands without the lines that belong to it."""
+        for path in (self._path, self._skipped):
+            if path.exists():
+                sync(path)
 
     def close(self) -> None:
-        self._file.close()
         self._board.close()
 
 
@@ -58,20 +69,36 @@ class NoMetrics:
     def standing(self) -> tuple[float, int, bool]:
         return 0.0, 0, False
 
+    def bad(self) -> set[int]:
+        return set()
+
     def write(self, step: int, values: dict[str, Any]) -> None: ...
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None: ...
+    def settle(self) -> None: ...
     def close(self) -> None: ...
+
+
+def _append(path: Path, objects: list[dict[str, Any]]) -> None:
+    """Whole lines, in one write: a reader finds them all or none."""
+    text = "".join(json.dumps(each) + "\n" for each in objects).encode()
+    with naming(path), path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while text:
+                text = text[file.write(text) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _drop_after(path: Path, step: int) -> None:
     """Forget lines of steps a resumed run will do again, and a line cut off by a crash."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break
-    path.write_text("".join(line + "\n" for line in kept), "utf-8")
+    kept = 0
+    with contextlib.suppress(json.JSONDecodeError):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+    os.truncate(path, kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from math import isclose
@@ -50,6 +51,8 @@ class Options:
     steps: int | None = None
     budget: float | None = None
     """Time to train for, s: as many steps as fit, at the rate measured before the first one and again after a fifth."""
+    extended: tuple[tuple[int, int], ...] = ()
+    """See `Run`: repeats a run that was made longer."""
     replan: tuple[int, int] | None = None
     """See `Run`: repeats a run whose budget made it plan again."""
     optimizer: Optimizer | None = None
@@ -88,8 +91,14 @@ class Options:
     labels: str | None = None
     """A file that names the images' labels."""
     stop_on_collapse: bool = False
+    keep: int = 2
+    """Checkpoints, the last so many."""
+    max_bad: float = 0.1
+    """Share of unusable images that stops a run."""
+    timeout: float = 900.0
+    """Of several processes: how long one waits for another before that counts as hanging, s."""
     fixed: tuple[str, ...] = ()
-    """Settings that were given by hand: `at_batch` does not move them."""
+    """Settings that were given by hand: `at_batch` does not move them, and a resumed run does not change them."""
     moves: tuple[Move, ...] = ()
     """What `at_batch` did last; `moved` says it."""
 
@@ -117,6 +126,8 @@ class Options:
             "steps",
             "budget",
             "base_lr",
+            "keep",
+            "timeout",
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -129,6 +140,8 @@ class Options:
             raise ValueError(f"final_lr={self.final_lr} is a share of the peak: from 0 to 1")
         if not all(0 < share < 1 for share in self.lr_drops or ()):
             raise ValueError(f"lr_drops={self.lr_drops} are shares of the run: greater than 0 and less than 1")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"max_bad={self.max_bad} is a share: from 0 to 1")
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"hold_out={self.hold_out} is a share: at least 0 and less than 1")
         if self.replan is not None and not (self.steps and 0 < self.replan[0] < min(self.steps, self.replan[1])):
@@ -154,6 +167,19 @@ class Options:
                 f"labels={self.labels!r} does not exist; give a .csv or .tsv file that names each image's label"
             )
         return self
+
+    def given(self) -> dict[str, Any]:
+        """What was decided, by hand or by a recipe, as JSON has it: the settings that are not left to the rules."""
+        default = Options()
+        found = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("fixed", "moves")
+            and (getattr(self, f.name) != getattr(default, f.name) or f.name in self.fixed)
+        }
+        if self.views is not None:
+            found["views"] = [vars(view) for view in self.views]
+        return json.loads(json.dumps(found))
 
     def at_batch(self, batch_size: int, accumulate: int = 1) -> Options:
         """With another batch, and with all that follows from it: docs/defaults.md has the rules and their sources."""

@@ -6,7 +6,9 @@ of its parameters' gradients, which is what DistributedDataParallel takes, is th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+ANSWER_SECONDS = 10.0
+"""How long the processes that are left wait for each other to say that they are."""
 
 
 def world_size() -> int:
@@ -53,20 +58,26 @@ def together(call: Callable[[], T]) -> T:
 
 
 def met(error: Exception | None) -> str | None:
-    """What the first process that has an error says of it, on all of them; None where none has one.
+    """What the first process that has an error says of it, on all of them; None where none has one."""
+    return met_with(error, 0)[0]
 
-    Asked of the processors: no GPU is waited for, and where there is no error it costs one number's exchange.
+
+def met_with(error: Exception | None, number: int) -> tuple[str | None, int]:
+    """(what `met` gives, the largest number that any process has).
+
+    Asked of the processors: no GPU is waited for, and where there is no error it costs two numbers' exchange.
     """
     if world_size() == 1:
-        return None if error is None else str(error)
-    somebody = torch.tensor(error is not None, dtype=torch.int32)
-    dist.all_reduce(somebody, dist.ReduceOp.MAX)
+        return None if error is None else str(error), number
+    both = torch.tensor([error is not None, number], dtype=torch.int32)
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    somebody, largest = both.tolist()
     if not somebody:
-        return None
+        return None, largest
     lines: list[str | None] = [None] * world_size()
     dist.all_gather_object(lines, None if error is None else str(error))
     first, line = next((number, line) for number, line in enumerate(lines) if line is not None)
-    return line if first == 0 else f"process {first}: {line}"
+    return (line if first == 0 else f"process {first}: {line}"), largest
 
 
 def lost(error: Exception) -> bool:
@@ -74,9 +85,35 @@ def lost(error: Exception) -> bool:
     return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
-def everywhere(error: Exception) -> BaseException:
-    """What to raise for an error that every process has: it on the first, and a silent end on the others."""
-    return error if rank() == 0 else SystemExit(1)
+def missing(error: Exception, kind: type[Exception], line: str) -> BaseException:
+    """What to raise where an exchange failed because another process ended or hangs: on the first of those that are
+    left an error of that kind, which names it; on the others a silent end. line: what a person needs to know besides.
+    """
+    here = list[int]()
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
+        store.set(f"byol/here/{rank()}", "")
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while len(here) < world_size() and time.monotonic() < deadline:
+            here = [each for each in range(world_size()) if store.check([f"byol/here/{each}"])]
+            time.sleep(0.1)
+    except RuntimeError:  # the first process keeps the store, and does not answer either
+        here = [rank()]
+        gone = "the first process ended or hangs"
+    else:
+        away = [str(each) for each in range(world_size()) if each not in here]
+        one = len(away) == 1
+        gone = f"process{'' if one else 'es'} {', '.join(away)} ended or hang{'s' if one else ''}"
+        if not away:
+            gone = f"the processes lost each other: {(str(error).splitlines() or [''])[0]}"
+    return kind(f"{gone}, {line}") if rank() == here[0] else SystemExit(1)
+
+
+def everywhere(error: Exception, code: int = 1) -> BaseException:
+    """What to raise for an error that every process has: it on the first, and on the others a silent end with that
+    exit code."""
+    return error if rank() == 0 else SystemExit(code)
 
 
 def collected(values: list[T]) -> list[T]:

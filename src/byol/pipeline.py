@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,23 +17,28 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from byol import cluster, pictures
+from byol import checkpoint, cluster, pictures
 from byol.capacity import largest_batch
+from byol.data import manifest
 from byol.data.decode import Unusable
+from byol.data.folder import NOT_AN_IMAGE
 from byol.data.labels import with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
 from byol.data.open import open_source
-from byol.data.source import Range, Source, measured
+from byol.data.source import DataError, Range, Skipped, Source, measured
 from byol.data.tiles import tiled
-from byol.launch import launched
+from byol.export import DESCRIPTION, WEIGHTS
+from byol.files import is_free, json_lines, locked, sweep, write_text
+from byol.launch import launched, restarted
 from byol.methods import uses_labels
+from byol.metrics import METRICS, SKIPPED
 from byol.names import PRETRAINED
 from byol.networks import refusal
 from byol.options import Options
 from byol.parallel import agreed, everywhere, lost, rank, together, world_size
-from byol.plan import chosen_views, device_of, image_size, plan
-from byol.run import Run
-from byol.train import Budget, Progress, Training
+from byol.plan import chosen_views, continued, device_of, image_size, plan
+from byol.run import RUN, Run
+from byol.train import CHECKPOINTS, Budget, Interrupted, Progress, Training
 from byol.views import recipes
 from byol.views.view import View, describe
 
@@ -64,10 +72,12 @@ def open_for_training(
     value_range: Range | tuple[float, float] | None = None,
     streams: bool = False,
     tile: int = 0,
+    max_bad: float = 1.0,
 ) -> tuple[Source, Tensor | None]:
     """The usable images of a source, and their pixels where they fit in memory. labels: a file that names them.
     channels, streams: see `open_source`. value_range: of deep images, for each channel or one for all; measured by
-    default. tile: see `tiled`, 0 for whole images."""
+    default. tile: see `tiled`, 0 for whole images. max_bad: the share of unusable images above which it is a DataError;
+    files that do not say they are images are none."""
     source = open_source(data, part="train", channels=channels, streams=streams)
     if source.deep and value_range is None:
         source = measured(source, partial(observer.working, "measuring values"))
@@ -82,10 +92,23 @@ def open_for_training(
         source = with_labels(source, labels, say=observer.say)
     if tile:
         source = tiled(source, tile)
+    _check_bad(source, source.skipped, max_bad)
     if not fits_memory(source):
         return source, None
     source, pixels, skipped = load_pixels(source, observer.loading)
-    return replace(source, skipped=source.skipped + skipped), pixels
+    source = replace(source, skipped=source.skipped + skipped)
+    _check_bad(source, source.skipped, max_bad)
+    return source, pixels
+
+
+def _check_bad(source: Source, skipped: tuple[Skipped, ...], most: float) -> None:
+    bad = [each for each in skipped if each[2] != NOT_AN_IMAGE]
+    if len(bad) > most * (len(source) + len(bad)):
+        _, name, reason = bad[0]
+        raise DataError(
+            f"{len(bad):,} of {len(source) + len(bad):,} images are unusable, more than --max-bad {most:g} allows; the "
+            f"first: {name}: {reason}. Mend them, or allow more"
+        )
 
 
 def pretrain(
@@ -99,29 +122,41 @@ def pretrain(
     """Train on the images of `data` and write a run directory at `out`. Returns the run.
 
     options: what to decide by hand; the rest follows from the data. resume: go on from the last checkpoint in `out`,
-    on the same data, with the settings written there. ValueError, before anything is written, for what a person can
-    set right.
+    on the same data, with the settings written there; `epochs` or `steps` make it longer, see `continued`. So does a
+    run that its launcher starts again. ValueError, before anything is written, for what a person can set right.
     """
     options = (options or Options()).checked()
     directory = Path(out)
     if launched()[0] > 1:
-        cluster.fabric(device_of(options))  # the processes meet
+        cluster.fabric(device_of(options), timeout=options.timeout)  # the processes meet
     observer = observer if observer is not None and rank() == 0 else Silent()
-    resumed = together(lambda: _begin(data, directory, resume))
+    resume = agreed(resume or (restarted() and (directory / RUN).is_file()))
+    with ExitStack() as held:
+        together(lambda: _check_place(data, directory, resume))
+        if resume:
+            together(lambda: held.enter_context(_held(directory)))
+        return _pretrain(data, directory, options, resume, observer, held)
+
+
+def _pretrain(data: str, directory: Path, options: Options, resume: bool, observer: Observer, held: ExitStack) -> Run:
+    resumed = together(lambda: Run.read(directory / RUN)) if resume else None
     how = how_to_open(options if resumed is None else resumed)
-    source, pixels = together(lambda: open_for_training(data, observer, **how))
+    max_bad = options.max_bad if resumed is None else resumed.max_bad
+    source, pixels = together(lambda: open_for_training(data, observer, **how, max_bad=max_bad))
     _check_alike(data, source)
+    begin: Path | None = None
     if resumed is not None:
-        run = resumed
-        if source.fingerprint != run.facts["data_fingerprint"]:
-            line = f"{data} is not what this run began with ({run.data}); start a new run with another --out"
-            raise everywhere(ValueError(line))
+        found = together(lambda: checkpoint.newest_whole(directory / CHECKPOINTS) if rank() == 0 else (None, []))
+        begin, damaged = agreed(found)
+        for path in damaged:
+            observer.say(f"{path} is damaged; going on from the one before it")
+        step = 0 if begin is None else checkpoint.step_of(begin)
+        run = agreed(together(lambda: _continued(data, directory, resumed, options, source, step)))
     else:
         if options.auto_batch:
             options = largest_batch(options, source, pixels, observer.say)
         # A budget of time becomes steps once the rate is known; until then one a second stands for them.
-        planned = replace(options, steps=math.ceil(options.budget), budget=None) if options.budget else options
-        run = agreed(together(lambda: plan(planned, source, pixels)))
+        run = _planned(options, math.ceil(options.budget) if options.budget else None, source, pixels)
     budget = None if resume or options.budget is None else Budget(options.budget, time.perf_counter())
     # How many steps fit is worth a twentieth of the time to find out.
     trial = 1.0 if budget is None else min(10.0, max(1.0, budget.seconds / 20))
@@ -129,17 +164,21 @@ def pretrain(
     if budget is not None:
         left = budget.seconds * (1 - budget.spent())
         steps = agreed(max(1, int(left * rate / run.images_per_step)))
-        run = agreed(plan(replace(options, steps=steps, budget=None), source, pixels))
+        run = _planned(options, steps, source, pixels)
         del training  # before the next one takes as much memory again
         training, _ = ready(run, source, pixels, directory, 0.0)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
-    if not resume and rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        run.write(directory / "run.json")
-        (directory / "plan.txt").write_text("".join(f"{k}: {v}\n" for k, v in lines), "utf-8")
-        _write_skipped(directory, source)
-    training.fit(observer.progress, resume=resume, budget=budget)
+    if not resume:
+        together(lambda: held.enter_context(_held(directory)))
+        together(lambda: _check_place(data, directory, resume))  # another run may have been quicker
+    together(lambda: _write_start(directory, run, source, lines))
+    try:
+        training.fit(observer.progress, begin=begin, budget=budget, say=observer.say)
+    except Interrupted as ended:
+        if (done := cluster.requeue(ended.number)) is None:
+            raise
+        raise Interrupted(f"{ended}; {done}", ended.number) from None
     if training.run.replan is not None and budget is not None and rank() == 0:
         begun, first = training.run.replan
         again = f"--steps {training.run.total_steps} --set replan={begun},{first}"
@@ -160,17 +199,62 @@ def how_to_open(given: Options | Run) -> dict[str, Any]:
     }
 
 
-def _begin(data: str, directory: Path, resume: bool) -> Run | None:
-    """The run to go on with, or None for a new one. ValueError where neither can be had."""
+def _planned(options: Options, steps: int | None, source: Source, pixels: Tensor | None) -> Run:
+    """The run, in all processes. steps: in place of a budget."""
+    planned = replace(options, steps=steps, budget=None) if steps else options
+    return agreed(together(lambda: replace(plan(planned, source, pixels), options=options.given())))
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """The directory is this run's, in all its processes, until it ends. ValueError where it is another's."""
+    try:
+        with locked(directory) if rank() == 0 else nullcontext():
+            yield
+    except BlockingIOError:
+        raise ValueError(f"another run is writing {directory}; wait until it ends, or choose another --out") from None
+
+
+def _check_place(data: str, directory: Path, resume: bool) -> None:
+    """ValueError where a run cannot begin, or go on, in a directory."""
     if Path(data).is_dir() and directory.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"{directory} lies inside {data}, where all files count as data; choose an --out elsewhere")
-    if resume:
-        if not (directory / "run.json").is_file():
-            raise ValueError(f"{directory} holds no run.json to resume from; leave out --resume to start a run there")
-        return Run.read(directory / "run.json")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if resume and not (directory / RUN).is_file():
+        raise ValueError(f"{directory} holds no {RUN} to resume from; leave out --resume to start a run there")
+    if not resume and not is_free(directory):
         raise ValueError(f"{directory} exists already; choose another --out, or add --resume to go on with it")
-    return None
+    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} cannot be written to; choose another --out, or allow it")
+
+
+def _continued(data: str, directory: Path, run: Run, options: Options, source: Source, step: int) -> Run:
+    """The run that goes on after `step` steps: as it was, or with more of them. ValueError where the data or what the
+    options ask for is not what it was."""
+    changed = manifest.changes(directory, source, run.facts["data_fingerprint"])
+    if changed is not None:
+        raise ValueError(
+            f"{data} is not what this run began with ({run.data}): {changed}; put that back, or start a new run with "
+            "another --out"
+        )
+    return continued(run, options, step)
+
+
+def _write_start(directory: Path, run: Run, source: Source, lines: list[tuple[str, str]]) -> None:
+    """What a run's directory holds before its first step; where a run goes on, what it lacks of it."""
+    if rank() > 0:
+        return
+    sweep(directory, RUN, WEIGHTS, DESCRIPTION, "plan.txt", manifest.MANIFEST)
+    known = Run.read(directory / RUN) if (directory / RUN).exists() else None
+    if known != run:
+        run.write(directory / RUN)
+    plan_file = directory / "plan.txt"
+    if not plan_file.exists() or (known is not None and known != run):
+        write_text(plan_file, "".join(f"{k}: {v}\n" for k, v in lines))
+    if not (directory / SKIPPED).exists():
+        _write_skipped(directory, source)
+    if not (directory / manifest.MANIFEST).exists():
+        manifest.write(directory, source)
 
 
 def _check_alike(data: str, source: Source) -> None:
@@ -187,9 +271,8 @@ def _check_alike(data: str, source: Source) -> None:
 
 
 def _write_skipped(directory: Path, source: Source) -> None:
-    with (directory / "skipped.jsonl").open("w", encoding="utf-8") as file:
-        for image, name, reason in source.skipped:
-            file.write(json.dumps({"step": 0, "id": image, "name": name, "reason": reason}) + "\n")
+    lines = ({"step": 0, "id": image, "name": name, "reason": reason} for image, name, reason in source.skipped)
+    write_text(directory / SKIPPED, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def ready(run: Run, source: Source, pixels: Tensor | None, directory: Path, seconds: float) -> tuple[Training, float]:
@@ -304,8 +387,8 @@ def duration(seconds: float) -> str:
 def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
     """What `pretrain --json` prints."""
     last: dict[str, Any] = {}
-    for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines():
-        last |= json.loads(line)
+    for line in json_lines(directory / METRICS):
+        last |= line
     return {
         "run": str(directory),
         "backbone": str(directory / "backbone.safetensors"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 import platform
 import subprocess
@@ -53,8 +54,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         raise ValueError("batch_size=1 leaves nothing to normalise over; use at least 2")
     steps = options.steps
     if steps is None:
-        epochs = options.epochs or _epochs(num_train, images_per_step)
-        steps = int(epochs * num_train / images_per_step)
+        steps = steps_of(options.epochs or _epochs(num_train, images_per_step), num_train, images_per_step)
     if steps < 1:
         raise ValueError(f"epochs={options.epochs} of {num_train} images are less than one step; use more epochs")
     planned = steps if options.replan is None else options.replan[1]
@@ -93,6 +93,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         accumulate=options.accumulate,
         total_steps=steps,
         warmup_steps=_warmup(options, defaults.warmup, planned, num_train, images_per_step),
+        extended=options.extended,
         replan=options.replan,
         lr_every_steps=max(1, num_train // images_per_step) if options.lr_by_epoch else 1,
         encoder_init=options.encoder_init,
@@ -106,14 +107,66 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         # Not sooner: running batch-norm statistics need some steps before they say anything.
         evaluate_every_steps=max(20, min(500, planned // 20)),
         checkpoint_every_steps=max(1, min(1000, planned // 10)),
+        keep=options.keep,
+        max_bad=options.max_bad,
         stop_on_collapse=options.stop_on_collapse,
         reduced_decoding=options.reduced_decoding,
         streams=_streams(options, source),
         tile=options.tile or 0,
         init=options.init,
         labels=options.labels,
+        options=options.given(),
         facts=_facts(source, device, num_train) | ({"moved": moved} if (moved := options.moved()) else {}),
     )
+
+
+MAY_CHANGE = ("steps", "epochs", "workers", "keep", "stop_on_collapse", "max_bad", "timeout")
+"""Options that a resumed run may be given anew: none of them changes what a step computes."""
+
+
+def continued(run: Run, options: Options, step: int) -> Run:
+    """The run that goes on after `step` steps of it. What the options leave out stays as it is. `steps` and `epochs`
+    make it longer: from that step on it is the run of so many steps, whose schedules stand where that step is in them.
+
+    ValueError, in one line, where something else is asked for than the run has.
+    """
+    given = options.given()
+    now = json.loads(json.dumps(dataclasses.asdict(run)))
+
+    def known(name: str) -> Any:
+        return run.options.get(name, now.get(name))
+
+    differing = []
+    for name, value in given.items():
+        if name == "method_args":
+            own = now["method_args"]
+            differing += [f"{k} is {own.get(k)!r}, not {v!r}" for k, v in value.items() if own.get(k) != v]
+        elif name not in MAY_CHANGE and value not in (known(name), now.get(name)):
+            differing.append(f"{name} is {known(name)!r}, not {value!r}")
+    if differing:
+        raise ValueError(
+            f"--resume goes on with the settings that the run has: {'; '.join(differing)}. Leave them out, or start a "
+            "new run with another --out"
+        )
+    changed = {
+        name: value for name, value in given.items() if name in ("workers", "keep", "stop_on_collapse", "max_bad")
+    }
+    steps = options.steps
+    if options.epochs is not None:
+        steps = steps_of(options.epochs, run.facts["images_trained_on"], run.images_per_step)
+    if steps in (None, run.total_steps):
+        return replace(run, **changed)
+    if steps < run.total_steps:
+        raise ValueError(
+            f"--resume makes a run longer, not shorter: this one has {run.total_steps:,} steps, not {steps:,}"
+        )
+    extended = (*run.extended, (step, run.total_steps))
+    return replace(run, total_steps=steps, extended=extended, **changed)
+
+
+def steps_of(epochs: float, num_train: int, images_per_step: int) -> int:
+    """The whole steps in so many passes over the training images."""
+    return int(epochs * num_train / images_per_step)
 
 
 def device_of(options: Options) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from byol.files import write_json
+
+RUN = "run.json"
 Optimizer = Literal["lars", "sgd", "adamw"]
 Precision = Literal["bf16", "32", "64"]
 Stem = Literal["original", "3x3"]
@@ -71,6 +74,8 @@ class Run(Optimization):
     total_steps: int
     """Optimizer steps, K."""
     warmup_steps: int
+    extended: tuple[tuple[int, int], ...] = ()
+    """(k, K) for each time that it was made longer: the steps before the k-th were those of a run of K steps."""
     replan: tuple[int, int] | None = None
     """(k, K): the first k steps were those of a run of K steps; from there to the same end it goes evenly, in what is
     left of `total_steps`. `warmup_steps` and what the method was given belong to K."""
@@ -90,6 +95,10 @@ class Run(Optimization):
     """Share of the images never trained on, for diagnosis while training."""
     evaluate_every_steps: int
     checkpoint_every_steps: int
+    keep: int = 2
+    """Checkpoints, the last so many."""
+    max_bad: float = 0.1
+    """Share of unusable images that stops a run."""
     stop_on_collapse: bool = False
     tile: int = 0
     """Side of the tiles that images were cut into, px; 0 for whole images."""
@@ -101,6 +110,8 @@ class Run(Optimization):
     """A run, a safetensors file or timm:NAME.TAG whose weights the encoder starts from."""
     labels: str | None = None
     """A file that named the images' labels."""
+    options: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What was decided by hand, as `Options.given` has it: what a resumed run may not change."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What was found and not chosen: versions, the data's count and fingerprint, device, git commit."""
 
@@ -112,26 +123,24 @@ class Run(Optimization):
     def peak_lr(self) -> float:
         return self.base_lr * self.images_per_step / 256
 
-    @property
-    def planned_steps(self) -> int:
-        """The steps that schedules were made for."""
-        return self.total_steps if self.replan is None else self.replan[1]
-
-    def schedule_step(self, step: int) -> float:
-        """Where a step stands among `planned_steps`: itself, unless the run was planned again."""
-        if self.replan is None or step <= self.replan[0]:
-            return step
+    def schedule(self, step: int) -> tuple[float, int]:
+        """(where a step stands, of how many steps): schedules were made for the second number, and the first is the
+        step itself, unless the run was planned again."""
+        total = next((before for begun, before in self.extended if step < begun), self.total_steps)
+        if self.replan is None:
+            return step, total
         begun, planned = self.replan
-        return begun + (planned - begun) * (step - begun) / (self.total_steps - begun)
+        if step > begun:
+            return begun + (planned - begun) * (step - begun) / (total - begun), planned
+        return step, planned
 
     def progress(self, step: int) -> float:
         """How far the run is before a step, in [0, 1]."""
-        return self.schedule_step(step) / self.planned_steps
+        position, planned = self.schedule(step)
+        return position / planned
 
     def write(self, path: Path) -> None:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", "utf-8")
-        temporary.replace(path)
+        write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -147,8 +156,9 @@ class Run(Optimization):
         types = typing.get_type_hints(cls)
         tuples = {n for n in found if tuple in [typing.get_origin(t) for t in (types[n], *typing.get_args(types[n]))]}
         values: dict[str, Any] = {n: tuple(v) if n in tuples and v is not None else v for n, v in found.items()}
-        if values.get("value_range") is not None:
-            values["value_range"] = tuple(map(tuple, values["value_range"]))
+        for name in ("value_range", "extended"):
+            if values.get(name) is not None:
+                values[name] = tuple(map(tuple, values[name]))
         values["views"] = tuple(
             {k: tuple(v) if isinstance(v, list) else v for k, v in view.items()} for view in values["views"]
         )

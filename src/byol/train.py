@@ -11,35 +11,43 @@ import contextlib
 import copy
 import ctypes
 import math
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from byol import checkpoint, cluster, rng
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import DataError, Source
 from byol.encoder import SMALL_IMAGE_PX
 from byol.export import parameter_count, save_backbone
+from byol.files import write_json
 from byol.machine import process_memory
 from byol.methods import Method, Out
-from byol.metrics import Metrics, NoMetrics
+from byol.metrics import SKIPPED, Metrics, NoMetrics
 from byol.networks import build, compile_networks, make_optimizer
 from byol.online import ADVICE, HoldOut, Probe
-from byol.parallel import agreed, collected, everywhere, met, rank, together, world_size
+from byol.parallel import agreed, collected, everywhere, lost, met, met_with, missing, rank, together, world_size
 from byol.run import Run
 from byol.schedules import warmup_cosine, warmup_drops
+from byol.signals import noted
+from byol.spikes import WINDOW, is_spike
 from byol.views import recipes
 from byol.views.view import View
 
 LOG_EVERY_STEPS = 10
+CHECKPOINTS = "checkpoints"
 REPLAN_AT = 0.2
 """Share of a budget of time after which the steps that fit are counted again."""
 COMPILE_FROM_IMAGES = 20_000
@@ -47,7 +55,19 @@ COMPILE_FROM_IMAGES = 20_000
 
 
 class TrainingStopped(RuntimeError):
-    """Training ended early for a reason a person should read; what was written stays usable."""
+    """Training ended early for a reason a person should read; what was written stays usable. code: what the command
+    then exits with."""
+
+    code = 1
+
+
+class Interrupted(TrainingStopped):
+    """A signal ended training after a step, whose state is saved. number: of the signal."""
+
+    def __init__(self, line: str, number: int = 0) -> None:
+        super().__init__(line)
+        self.number = number
+        self.code = 128 + number
 
 
 @dataclass(frozen=True)
@@ -84,25 +104,31 @@ class Budget:
         return done + max(1, int(left / (a_step + a_look / look_every)))
 
 
-def train_step(
+@dataclass(frozen=True)
+class Gradients:
+    """What the passes of one step gave; the gradients themselves lie with the parameters.
+
+    outs: detached, one for each micro-batch. losses: their means, detached, on the device. largest: of the gradients'
+    absolute values, on the device; not finite where one of them is not.
+    """
+
+    outs: list[Out]
+    losses: dict[str, Tensor]
+    largest: Tensor
+
+
+def gradients(
     run: Run,
     step: int,
     networks: nn.Module,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
     batches: list[Batch],
     backward: Callable[[Tensor], None],
     apart: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> dict[str, Tensor]:
-    """One optimizer step from its micro-batches; `step` is the number of steps done before it.
+) -> Gradients:
+    """The gradients of one optimizer step from its micro-batches; `step` is the number of steps done before it.
 
-    apart: a context in which processes do not exchange gradients, for all micro-batches but the last. Returns the mean
-    losses, detached, on the device.
+    apart: a context in which processes do not exchange gradients, for all micro-batches but the last.
     """
-    share = learning_rate_share(run, run.schedule_step(step))
-    held = min(1.0, run.schedule_step(step) / run.warmup_steps) if run.warmup_steps else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = run.peak_lr * group["lr_scale"] * (held if group["constant"] else share)
     outs: list[Out] = []
     classifier_losses = []
     root = rng.fold(rng.key(run.seed, rng.Purpose.METHOD), step)
@@ -118,26 +144,48 @@ def train_step(
             backward((loss + classifier_loss) / len(batches))
         outs.append(Out(loss, *rest).detach())
         classifier_losses.append(classifier_loss.detach())
-    optimizer.step()
-    optimizer.zero_grad()
-    method.after_step(run.progress(step), outs)
-    return {
+    losses = {
         "loss": torch.stack([out.loss for out in outs]).mean(),
         "classifier_loss": torch.stack(classifier_losses).mean(),
     }
+    given = [p.grad for p in networks.parameters() if p.grad is not None]
+    return Gradients(outs, losses, nn.utils.get_total_norm(given, norm_type=math.inf))
 
 
-def learning_rate_share(run: Run, step: float) -> float:
-    """The learning rate as a share of its peak at a step of the run's schedule."""
-    if step >= run.warmup_steps:
-        step = max(step // run.lr_every_steps * run.lr_every_steps, run.warmup_steps)
+def apply(run: Run, step: int, method: Method, optimizer: torch.optim.Optimizer, taken: Gradients) -> None:
+    """Move the weights by the gradients, and do what the method does after a step."""
+    share = learning_rate_share(run, step)
+    held = min(1.0, run.schedule(step)[0] / run.warmup_steps) if run.warmup_steps else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = run.peak_lr * group["lr_scale"] * (held if group["constant"] else share)
+    optimizer.step()
+    optimizer.zero_grad()
+    method.after_step(run.progress(step), taken.outs)
+
+
+def train_step(
+    run: Run,
+    step: int,
+    networks: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    backward: Callable[[Tensor], None],
+) -> dict[str, Tensor]:
+    """A whole optimizer step; `step` is the number of steps done before it. Returns the mean losses, on the device."""
+    taken = gradients(run, step, networks, batches, backward)
+    apply(run, step, method, optimizer, taken)
+    return taken.losses
+
+
+def learning_rate_share(run: Run, step: int) -> float:
+    """The learning rate as a share of its peak at a step."""
+    position, total = run.schedule(step)
+    if position >= run.warmup_steps:
+        position = max(position // run.lr_every_steps * run.lr_every_steps, run.warmup_steps)
     if run.lr_drops:
-        return warmup_drops(step, warmup_steps=run.warmup_steps, total_steps=run.planned_steps, drops=run.lr_drops)
-    return warmup_cosine(step, warmup_steps=run.warmup_steps, total_steps=run.planned_steps, final=run.final_lr)
-
-
-def _unread(reason: str, step: int) -> TrainingStopped:
-    return TrainingStopped(f"{reason}; the state after {step} steps is saved, --resume goes on")
+        return warmup_drops(position, warmup_steps=run.warmup_steps, total_steps=total, drops=run.lr_drops)
+    return warmup_cosine(position, warmup_steps=run.warmup_steps, total_steps=total, final=run.final_lr)
 
 
 def keep_memory() -> None:
@@ -176,6 +224,12 @@ class Training:
         self.hold_out = None
         if held is not None:
             self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader, self.networks.classifier)
+        self.saved = 0
+        self._unwritten: OSError | None = None
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        # All that a forward pass changes: a step that goes wrong gives it back.
+        self._statistics = [b for m in self.networks.modules() if isinstance(m, _NormBase) for b in m.buffers(False)]
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._redraw = any(
             isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == "DropPath"
             for m in self.module.modules()
@@ -247,15 +301,27 @@ class Training:
         found = statistics.mean(taken[ahead:]) if ahead > 1 else statistics.median(taken[1:])
         return self.run.batch_size / found
 
-    def fit(self, observe: Callable[[Progress], None], *, resume: bool = False, budget: Budget | None = None) -> None:
-        """Train to the end, writing metrics, checkpoints and at last the backbone. budget: when to end, by planning
-        again once."""
+    def fit(
+        self,
+        observe: Callable[[Progress], None],
+        *,
+        begin: Path | None = None,
+        budget: Budget | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Train to the end, writing metrics, checkpoints and at last the backbone.
+
+        begin: the checkpoint to go on from. budget: when to end, by planning again once. say: is told what a person
+        should read meanwhile. Interrupted, after a whole step, where a signal asks for it.
+        """
         run = self.run
-        start = self._restore() if resume else 0
-        metrics = Metrics(self.directory, start) if rank() == 0 else NoMetrics()
+        start = 0 if begin is None else self.restore(begin)
+        metrics = together(lambda: Metrics(self.directory, start) if rank() == 0 else NoMetrics())
         seconds, collapsed, looked = agreed(metrics.standing())
+        bad: set[int] = agreed(metrics.bad())
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
+        step = start
         try:
             if budget is not None:
                 budget.training = time.perf_counter()
@@ -273,72 +339,169 @@ class Training:
             rate = 0.0
             self.module.train()
             replaced: list[tuple[int, int, str]] = []
-            step = start
-            while step < run.total_steps:
-                micro, unread = list[Batch](), None
-                try:
-                    micro += [next(batches) for _ in range(run.accumulate)]
-                except (DataError, OSError) as error:
-                    unread = error
-                if (line := met(unread)) is not None:
-                    metrics.skipped(collected(replaced))
-                    if rank() == 0:  # the state is whole: no part of this step is done
-                        self.save(step)
-                    raise everywhere(_unread(line, step)) from unread
-                losses = self._step(step, micro)
-                done = step + 1
-                replaced += [(done, *each) for batch in micro for each in batch.replaced]
-                logs = done % LOG_EVERY_STEPS == 0 or done == run.total_steps
-                saves = done % run.checkpoint_every_steps == 0 or done == run.total_steps
-                looks = self._looks(done)
-                if logs or saves or looks:
-                    metrics.skipped(collected(replaced))
-                    replaced = []
-                if logs:
-                    values = {k: float(v) for k, v in losses.items()}  # waits for the device
-                    now = time.perf_counter()
-                    seconds += now - clock
-                    rate = (done - clock_step) * run.images_per_step / (now - clock)
-                    values |= {
-                        "lr": self.optimizer.param_groups[0]["lr"],
-                        **self.method.status(run.progress(step)),
-                    }
-                    if done == run.total_steps and (memory := self.peak_memory()):
-                        values["peak_memory_bytes"] = memory
-                    if not math.isfinite(values["loss"]):
-                        raise everywhere(self._diverged(f"the loss is {values['loss']}", done))
-                    metrics.write(done, {**values, "images_per_second": rate, "seconds": round(seconds, 3)})
-                    observe(Progress(done, run.total_steps, values, rate))
-                    clock, clock_step = time.perf_counter(), done
-                if saves:
-                    if not math.isfinite(float(losses["loss"])):
-                        raise everywhere(self._diverged(f"the loss is {float(losses['loss'])}", done))
-                    if rank() == 0:
-                        self.save(done)
-                if looks:
-                    before = time.perf_counter()
-                    probe = self._look(done, metrics, observe, seconds + before - clock)
-                    clock += time.perf_counter() - before  # training's seconds are training's alone
-                    if budget is not None:
-                        budget.looks.append(time.perf_counter() - before)
-                    collapsed = self._collapses(probe, collapsed, done)
-                if budget is not None and logs and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
-                    steps = agreed(budget.steps(done, run.evaluate_every_steps))
-                    run = self.run = replace(run, total_steps=steps, replan=(done, run.total_steps))
-                    if rank() == 0:
-                        run.write(self.directory / "run.json")
-                step = done
+            with noted() as asked:
+                following = self._read(batches) if step < run.total_steps else ([], None)
+                while step < run.total_steps:
+                    micro, unread = following
+                    line, number = met_with(unread or self._unwritten, asked.number)
+                    if line is not None or number:
+                        self._write(metrics.skipped, collected(replaced))
+                        # The state is whole: no part of this step is done.
+                        raise self._ended(step, line, number)
+                    taken = self.passes(step, micro)
+                    # Made while a GPU works on the passes, whose end the next line waits for.
+                    following = self._read(batches) if step + 1 < run.total_steps else ([], None)
+                    losses = {name: float(value) for name, value in taken.losses.items()}
+                    if not all(map(math.isfinite, (*losses.values(), float(taken.largest)))):
+                        raise self._not_finite(step, micro, losses, metrics, collected(replaced))
+                    apply(run, step, self.method, self._optimizer, taken)
+                    done = step + 1
+                    replaced += [(done, *each) for batch in micro for each in batch.replaced]
+                    if is_spike(losses["loss"], self._losses):
+                        before_it = statistics.median(self._losses)
+                        self._write(metrics.write, done, {"loss_spike": losses["loss"], "median_before": before_it})
+                        say(f"step {done}: the loss jumped from {before_it:.4g} to {losses['loss']:.4g}")
+                    self._losses.append(losses["loss"])
+                    logs = done % LOG_EVERY_STEPS == 0 or done == run.total_steps
+                    saves = done % run.checkpoint_every_steps == 0 or done == run.total_steps
+                    looks = self._looks(done)
+                    if logs or saves or looks:
+                        found, replaced = collected(replaced), []
+                        self._write(metrics.skipped, found)
+                        bad |= {image for _, image, _ in found}
+                    if logs:
+                        now = time.perf_counter()
+                        seconds += now - clock
+                        rate = (done - clock_step) * run.images_per_step / (now - clock)
+                        values = {
+                            **losses,
+                            "gradient_max": float(taken.largest),
+                            "lr": self.optimizer.param_groups[0]["lr"],
+                            **self.method.status(run.progress(step)),
+                        }
+                        if done == run.total_steps and (memory := self.peak_memory()):
+                            values["peak_memory_bytes"] = memory
+                        line_of = {**values, "images_per_second": rate, "seconds": round(seconds, 3)}
+                        self._write(metrics.write, done, line_of)
+                        observe(Progress(done, run.total_steps, values, rate))
+                        clock, clock_step = time.perf_counter(), done
+                    step = done
+                    if saves:
+                        self._write(metrics.settle)
+                        self._save(done)
+                    if (logs or saves or looks) and self._mostly_bad(bad, done):
+                        self._save(done)
+                        raise everywhere(self._stopped_for(bad, done))
+                    if looks:
+                        before = time.perf_counter()
+                        probe = self._look(done, metrics, observe, seconds + before - clock)
+                        clock += time.perf_counter() - before  # training's seconds are training's alone
+                        if budget is not None:
+                            budget.looks.append(time.perf_counter() - before)
+                        collapsed = self._collapses(probe, collapsed, done)
+                    if budget is not None and logs and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
+                        steps = agreed(budget.steps(done, run.evaluate_every_steps))
+                        run = self.run = replace(run, total_steps=steps, replan=(done, run.total_steps))
+                        self._write(run.write, self.directory / "run.json")
+            if rank() == 0:
+                self._write(partial(save_backbone, self.method.encoder, run, self.directory, step=run.total_steps))
+            if (line := met(self._unwritten)) is not None:
+                raise self._ended(step, line, 0)
         except KeyboardInterrupt:
             raise everywhere(
                 TrainingStopped(
                     f"interrupted; `byol pretrain ... --out {self.directory} --resume` goes on from the last checkpoint"
                 )
             ) from None
+        except RuntimeError as error:
+            if not lost(error):
+                raise
+            raise missing(error, TrainingStopped, f"after {step} steps; --resume goes on after {self.saved}") from error
         finally:
             metrics.close()
             self.loader.source.rest()
+
+    def _read(self, batches: Iterator[Batch]) -> tuple[list[Batch], Exception | None]:
+        """(the micro-batches of a step, why there are none)"""
+        try:
+            return [next(batches) for _ in range(self.run.accumulate)], None
+        except (DataError, OSError) as error:
+            return [], error
+
+    def _write(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Write something. What cannot be written ends the run before its next step, in all processes."""
+        if self._unwritten is None:
+            try:
+                call(*arguments)
+            except OSError as error:
+                self._unwritten = error
+
+    def _save(self, step: int) -> None:
+        """A checkpoint, by the first process, unless there is one."""
+        if rank() == 0 and self.saved < step:
+            self._write(self.save, step)
+        if self._unwritten is None:
+            self.saved = max(self.saved, step)
+
+    def _ended(self, step: int, line: str | None, number: int) -> BaseException:
+        """What to raise where the run has to end before a step: because of what `line` says, or of a signal."""
+        if (unwritten := agreed(self._unwritten is not None)) is False:
+            self._save(step)
+        saved = agreed(self.saved)
+        state = f"the state after {saved} steps is saved, --resume goes on"
+        if unwritten or self._unwritten is not None:
+            why = self._unwritten
+            what = f"{why.strerror}: {why.filename}" if why is not None else line
+            return everywhere(TrainingStopped(f"{what}; {state} once there is room or permission"))
+        if line is None:
+            name = signal.Signals(number).name
+            return everywhere(Interrupted(f"{name} after {step} steps; {state}", number), 128 + number)
+        return everywhere(TrainingStopped(f"{line}; {state}"))
+
+    def _not_finite(
+        self,
+        step: int,
+        micro: list[Batch],
+        losses: dict[str, float],
+        metrics: Metrics | NoMetrics,
+        replaced: list[tuple[int, int, str]],
+    ) -> BaseException:
+        """What to raise where the passes of a step gave a number that is not one: weights and statistics are those from
+        before it, and are saved, with what the step saw."""
+        torch._foreach_copy_(self._statistics, self._statistics_before)
+        wrong = [
+            name for name, p in self.networks.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        self.optimizer.zero_grad()
+        ids = collected([[batch.ids.tolist() for batch in micro]])
+        self._write(metrics.skipped, replaced)
+        place = failure(self.directory, step)
         if rank() == 0:
-            save_backbone(self.method.encoder, run, self.directory, step=run.total_steps)
+            batch = [[image for part in parts for image in part] for parts in zip(*ids, strict=True)]
+            found = {"step": step, **losses, "gradients_not_finite": wrong, "ids": batch}
+            self._write(partial(self.save, step, place))
+            self._write(write_json, place / "batch.json", found)
+        names = [name for name, value in losses.items() if not math.isfinite(value)] or ["a gradient"]
+        return everywhere(
+            TrainingStopped(
+                f"{names[0].replace('_', ' ')} is not finite in step {step}, which changed no weight; `byol pretrain "
+                f"--replay {self.directory} {step}` draws its batch again and shows where. Try a lower --base-lr, or "
+                "--precision 32"
+            )
+        )
+
+    def _mostly_bad(self, bad: set[int], done: int) -> bool:
+        """Whether more images than `max_bad` allows turned out unusable, of those seen so far or of a thousand."""
+        seen = min(self.num_train, max(1000, done * self.run.images_per_step))
+        return len(bad) > self.run.max_bad * seen
+
+    def _stopped_for(self, bad: set[int], done: int) -> TrainingStopped:
+        seen = min(self.num_train, done * self.run.images_per_step)
+        return TrainingStopped(
+            f"{len(bad):,} of about {seen:,} images turned out unusable, more than --max-bad {self.run.max_bad:g} "
+            f"allows; {self.directory}/{SKIPPED} lists them. Stopped after {done} steps; mend the data and begin anew, "
+            "or begin anew with a larger --max-bad"
+        )
 
     def _looks(self, done: int) -> bool:
         return done % self.run.evaluate_every_steps == 0 or done == self.run.total_steps
@@ -347,20 +510,27 @@ class Training:
         """How many looks in a row found a collapse, with this one; at two the run may want to be stopped."""
         found = before + 1 if probe and probe.word == "collapsed" else 0
         if found >= 2 and self.run.stop_on_collapse:
-            if rank() == 0:
-                self.save(done)
+            self._save(done)
             raise everywhere(TrainingStopped(f"stopped at step {done}: {ADVICE}"))
         return found
 
-    def _step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
+    def passes(self, step: int, micro: list[Batch]) -> Gradients:
+        """The gradients of a step; of what it changes, `_statistics_before` keeps what was."""
+        torch._foreach_copy_(self._statistics_before, self._statistics)
         apart = partial(self.fabric.no_backward_sync, self.module)
-        arguments = (self.run, step, self.module, self.method, self._optimizer, micro, self.fabric.backward, apart)
+        arguments = (self.run, step, self.module, micro, self.fabric.backward, apart)
         if not self._redraw:
-            return train_step(*arguments)
+            return gradients(*arguments)
         # Dropout and stochastic depth draw from torch's generator: seeded per step, so that a resumed run agrees.
         with torch.random.fork_rng([self.fabric.device] if self.fabric.device.type == "cuda" else []):
             torch.manual_seed(int(rng.bits(rng.fold(rng.key(self.run.seed), step), rank() + 1)[-1]))
-            return train_step(*arguments)
+            return gradients(*arguments)
+
+    def step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
+        """A whole step; `step` is the number of steps done before it. Returns the mean losses, on the device."""
+        taken = self.passes(step, micro)
+        apply(self.run, step, self.method, self._optimizer, taken)
+        return taken.losses
 
     def look(self, step: int) -> Probe:
         """What the held-out images, of which there are some, say of the networks after so many steps."""
@@ -381,24 +551,22 @@ class Training:
             try:
                 found_here = self.look(step)
             except (DataError, OSError) as error:
-                self.save(step)
-                found_here = _unread(str(error), step)
+                self._save(step)
+                found_here = TrainingStopped(f"{error}; the state after {step} steps is saved, --resume goes on")
             except ValueError as error:
-                found_here = self._diverged(str(error), step)
+                found_here = TrainingStopped(
+                    f"{error} at step {step}; the last checkpoint is whole. Try a lower --base-lr or --precision 32"
+                )
         probe = agreed(found_here)
         if isinstance(probe, TrainingStopped):
             raise everywhere(probe)
         assert probe is not None, "the first process looked"
         found = probe.to_dict()
         found.pop("step")
-        metrics.write(step, {"seconds": round(seconds, 3), **{f"held_out/{k}": v for k, v in found.items()}})
+        line = {"seconds": round(seconds, 3), **{f"held_out/{k}": v for k, v in found.items()}}
+        self._write(metrics.write, step, line)
         observe(Progress(step, self.run.total_steps, {}, 0.0, probe))
         return probe
-
-    def _diverged(self, what: str, step: int) -> TrainingStopped:
-        return TrainingStopped(
-            f"{what} at step {step}; the last checkpoint is whole. Try a lower --base-lr or --precision 32"
-        )
 
     def peak_memory(self) -> int | None:
         """The most memory taken so far, bytes: of the device's own, else of this process; None where nobody knows."""
@@ -406,9 +574,20 @@ class Training:
             return torch.cuda.max_memory_allocated(self.fabric.device)
         return process_memory()
 
-    def save(self, step: int) -> None:
-        checkpoint.save(self.directory / "checkpoints", step, self.networks, self.optimizer)
+    def restore(self, path: Path) -> int:
+        """Take the state of a checkpoint; the number of steps done then."""
+        self.saved, notes = checkpoint.load(path, self.networks, self.optimizer)
+        self._losses.extend(notes["losses"])
+        return self.saved
 
-    def _restore(self) -> int:
-        path = agreed(checkpoint.latest(self.directory / "checkpoints"))
-        return 0 if path is None else checkpoint.load(path, self.networks, self.optimizer)
+    def save(self, step: int, directory: Path | None = None) -> None:
+        """Write the state after `step` steps among the checkpoints, or into another directory. OSError where it cannot
+        be."""
+        place = directory or self.directory / CHECKPOINTS
+        notes = {"losses": list(self._losses)}
+        checkpoint.save(place, step, self.networks, self.optimizer, keep=self.run.keep, notes=notes)
+
+
+def failure(directory: Path, step: int) -> Path:
+    """Where a run keeps the state and the batch of a step that gave numbers that are not finite."""
+    return directory / "failures" / f"step-{step:09d}"

@@ -18,6 +18,7 @@ from byol.data.decode import Unusable, decode, is_image_name, look, to_channels
 from byol.data.parquet import from_parquet
 from byol.data.source import NUM_THREADS, DataError, Part, Source, no_test_part, shown, verified
 
+NOT_AN_IMAGE = "not an image file name"
 KEEP_FROM_FILES = 10_000
 """A folder's headers are read once, where it has as many files and none of them is changed."""
 
@@ -52,9 +53,9 @@ def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Sour
     # What the headers say follows from these too.
     now.update(digest.digest() + f"{channels} {importlib.util.find_spec('tifffile') is not None}".encode())
     kept_as = now.hexdigest()[:32] if len(files) >= KEEP_FROM_FILES else None
-    source = verified(
-        name, Files(root, files, channels), len(files), digest.hexdigest(), labels, channels, kept_as=kept_as
-    )
+    status = np.array([entry[1:] for entry in found], np.int64).reshape(-1, 2)
+    listing = Files(root, files, status, channels)
+    source = verified(name, listing, len(files), digest.hexdigest(), labels, channels, kept_as=kept_as)
     if len(classes) < 2 or source.labels is None or (source.labels < 0).any():
         return replace(source, labels=None, has_test_part=is_split)
     return replace(source, classes=classes, has_test_part=is_split)
@@ -62,10 +63,12 @@ def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Sour
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """files: POSIX paths below root, images or not. channels: that are wanted, None if nobody said."""
+    """files: POSIX paths below root, images or not. status: [N, 2] int64, bytes and time of change of each, ns.
+    channels: that are wanted, None if nobody said."""
 
     root: Path
     files: list[str]
+    status: np.ndarray
     channels: int | None = None
 
     def header(self, position: int) -> tuple[int, int, int]:
@@ -74,7 +77,7 @@ class Files:
     def look(self, position: int) -> tuple[int, int, int, int]:
         file = self.files[position]
         if not _is_image(file):
-            raise Unusable("not an image file name")
+            raise Unusable(NOT_AN_IMAGE)
         path = f"{self.root}/{file}"
         return deep.look(path, self.channels) if deep.is_deep_name(file) else look(path)
 
@@ -90,6 +93,10 @@ class Files:
 
     def name(self, position: int) -> str:
         return self.files[position]
+
+    def entries(self) -> Iterator[tuple[str, int, int]]:
+        for file, (size, changed) in zip(self.files, self.status.tolist(), strict=True):
+            yield file, size, changed
 
     def digests(self, positions: np.ndarray) -> Iterator[bytes]:
         """SHA-256 of each file's bytes; of one that cannot be read, no bytes."""

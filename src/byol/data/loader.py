@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from byol import cores, rng
+from byol import cores, rng, signals
 from byol.data.decode import Unusable
 from byol.data.order import Order, StreamOrder
 from byol.data.source import DataError, Source
@@ -211,6 +211,7 @@ class Loader:
                 ),
                 num_workers=parts,
                 collate_fn=_as_it_is,
+                worker_init_fn=signals.ignored,
                 generator=torch.Generator(),  # else it draws from torch's own
             )
         )

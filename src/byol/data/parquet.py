@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,19 +48,22 @@ def from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels:
 
     is_split = has_parts([file for file, _ in files])
     files = of_part(name, files, part)
-    digest, tables, classes = hashlib.sha256(), [], None
+    digest, tables, classes, contents = hashlib.sha256(), [], None, list[bytes]()
     for file, path in files:
         try:
             table, class_names = _columns(file, path)
             with path.open("rb") as stream:
-                digest.update(os.fsencode(f"{file}\0") + hashlib.file_digest(stream, "sha256").digest())
+                contents.append(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(os.fsencode(f"{file}\0") + contents[-1])
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{shown(file)} is not a readable Parquet file; write it again") from error
         tables.append(table)
         classes = classes or class_names
     rows = pa.concat_tables(tables)
     starts = np.cumsum([0, *(len(table) for table in tables[:-1])])
-    listing = Rows(rows["encoded"], rows["path"], [file for file, _ in files], starts, [path for _, path in files])
+    listing = Rows(
+        rows["encoded"], rows["path"], [file for file, _ in files], starts, [path for _, path in files], contents
+    )
     labels = rows["label"].to_numpy().astype(np.int64)
     if classes is not None and labels.size and labels.max() >= len(classes):
         raise DataError(f"{shown(name)}: label {labels.max()} has no name in its metadata; correct one")
@@ -71,7 +75,7 @@ def from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels:
 class Rows:
     """Arrow columns: encoded (large_binary), paths (string). starts: the first row of each of `files`.
 
-    tables: where each of `files` lies.
+    tables: where each of `files` lies. contents: SHA-256 of each.
     """
 
     encoded: Any
@@ -79,6 +83,7 @@ class Rows:
     files: list[str]
     starts: np.ndarray
     tables: list[Path]
+    contents: list[bytes]
 
     def header(self, position: int) -> tuple[int, int, int]:
         return header(self._bytes(position))
@@ -90,6 +95,10 @@ class Rows:
         file = int(np.searchsorted(self.starts, position, side="right")) - 1
         path = self.paths[position].as_py()
         return f"{self.files[file]} row {position - int(self.starts[file])}" + (f" ({path})" if path else "")
+
+    def entries(self) -> Iterator[tuple[str, int, int]]:
+        for file, path, digest in zip(self.files, self.tables, self.contents, strict=True):
+            yield file, path.stat().st_size, int.from_bytes(digest[:6], "big")
 
     def columns(self) -> list[str]:
         """The names of the columns of plain values that every file has."""

@@ -352,6 +352,13 @@ class Shards:
     def __len__(self) -> int:
         return int(self._first_row[-1])
 
+    def entries(self) -> Iterator[tuple[str, int, int]]:
+        for file in self.files:
+            system, path = _STORAGE.of(file.url)
+            # Elsewhere each would be a request.
+            changed = Path(path).stat().st_mtime_ns if "file" in system.protocol else 0
+            yield file.name, file.num_bytes, changed
+
     def unit_of(self, position: int) -> int:
         return int(np.searchsorted(self.starts, position, side="right")) - 1
 

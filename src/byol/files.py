@@ -1,0 +1,112 @@
+"""Files that a killed process leaves whole, that a reader never finds torn, and that one run at a time writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+LOCK = ".lock"
+TEMPORARY = ".tmp"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary place beside `path`: what is written there takes its name at the end, whole and on the disk, or is
+    gone. OSErrors name `path`."""
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:12]}{TEMPORARY}")
+    try:
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """OSErrors say which file they are about: those of a write do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or which files a folder has, is on the disk."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+                raise
+        finally:
+            os.close(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sweep(directory: Path, *names: str) -> None:
+    """Remove what writers that were killed left of files of those names; * stands for anything."""
+    for pattern in (*(f"{name}.*{TEMPORARY}" for name in names), ".tmp*"):  # safetensors has names of its own
+        for left in directory.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one each line, of which the last may be half written; none where there is no file."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def is_free(directory: Path) -> bool:
+    """Whether a run may begin there: nothing is there but what one leaves that was killed before it wrote anything."""
+    if not directory.exists():
+        return True
+    return directory.is_dir() and all(p.name == LOCK or p.suffix == TEMPORARY for p in directory.iterdir())
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory, which is made if need be, against other processes. BlockingIOError where one holds it.
+
+    The system lets go when the process ends, however it does; processes that it forked do not hold on.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (directory / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(error.errno, "held by another process", str(directory)) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # file systems without locks
+                raise
+        yield

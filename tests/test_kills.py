@@ -1,0 +1,116 @@
+"""A run that is killed, at any moment and at each place where it writes, ends as one that was left alone."""
+
+import json
+import random
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import kill_server
+import numpy as np
+import pytest
+from PIL import Image
+
+from byol import checkpoint
+from byol.names import METHODS
+from byol.run import Run
+
+CHANGES = {
+    "plain": {},
+    "accumulated": {"accumulate": 2, "optimizer": "adamw", "base_lr": 0.01, "hold_out": 0.2},
+    "workers": {"workers": 2, "steps": 8, "image_size": 140, "batch_size": 4},
+    **{name: {"method": name, "optimizer": None, "base_lr": None} for name in METHODS if name != "supervised"},
+    "supervised": {"method": "supervised", "optimizer": None, "base_lr": None},
+}
+KINDS = list(CHANGES)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Asks for runs in processes that can be killed."""
+    process = subprocess.Popen(
+        [sys.executable, kill_server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def ask(data, out, changes=None, *, resume=False, point=None, count=1, after=None):
+        asked = {"data": str(data), "out": str(out), "changes": changes or {}, "resume": resume}
+        process.stdin.write(json.dumps({**asked, "point": point, "count": count, "after": after}) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield ask
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """24 images too large to live in memory, one of them cut short."""
+    place = tmp_path_factory.mktemp("large")
+    generator = np.random.default_rng(0)
+    for i in range(24):
+        Image.fromarray(generator.integers(0, 256, (150, 160 + i, 3), dtype=np.uint8)).save(place / f"{i:02}.png")
+    whole = (place / "05.png").read_bytes()
+    (place / "05.png").write_bytes(whole[: len(whole) // 2])
+    return place
+
+
+@pytest.fixture(scope="module")
+def alone(server, images, folder, tmp_path_factory):
+    """The run of a kind that nothing disturbed: (its data, its directory, how long it took)."""
+    place, known = tmp_path_factory.mktemp("alone"), {}
+
+    def of(kind):
+        if kind not in known:
+            data = folder if kind == "workers" else images
+            took = server(data, place / kind, CHANGES[kind])
+            assert took["status"] == 0
+            known[kind] = SimpleNamespace(data=data, out=place / kind, seconds=took["seconds"])
+        return known[kind]
+
+    return of
+
+
+def lines(path):
+    """What a run wrote, but for how fast it was."""
+    timed = ("seconds", "images_per_second", "peak_memory_bytes")
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in timed} for line in found]
+
+
+def check_same(out, whole):
+    """Every byte of the weights, every line, and nothing left over."""
+    last = Run.read(whole / "run.json").total_steps
+    for name in ("backbone.safetensors", "backbone.json", f"checkpoints/step-{last:09d}.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    for name in ("metrics.jsonl", "skipped.jsonl"):
+        assert lines(out / name) == lines(whole / name), name
+    assert {p.relative_to(out) for p in out.rglob("*") if "tensorboard" not in p.parts} == {
+        p.relative_to(whole) for p in whole.rglob("*") if "tensorboard" not in p.parts
+    }
+
+
+@pytest.mark.parametrize("moment", range(20))
+def test_killed_at_any_moment(server, alone, tmp_path, moment):
+    kind = KINDS[moment % len(KINDS)]
+    whole, out = alone(kind), tmp_path / "run"
+    after = random.Random(moment).uniform(0, 1) * whole.seconds
+    killed = server(whole.data, out, CHANGES[kind], after=after)
+    assert killed["status"] in (-9, 0)
+    again = server(whole.data, out, CHANGES[kind], resume=(out / "run.json").exists())
+    assert again["status"] == 0
+    check_same(out, whole.out)
+
+
+@pytest.mark.parametrize("point", kill_server.POINTS)
+def test_killed_where_it_writes(server, alone, tmp_path, point):
+    whole, out = alone("plain"), tmp_path / "run"
+    count = 1 if "run.json" in point or "backbone" in point else 4 if "prun" in point else 3
+    killed = server(whole.data, out, CHANGES["plain"], point=point, count=count)
+    assert killed["status"] == -9
+    if (kept := checkpoint.latest(out / "checkpoints")) is not None:  # what has its name is whole
+        assert checkpoint.newest_whole(out / "checkpoints") == (kept, [])
+    again = server(whole.data, out, CHANGES["plain"], resume=(out / "run.json").exists())
+    assert again["status"] == 0
+    check_same(out, whole.out)
