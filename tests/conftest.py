@@ -1,8 +1,32 @@
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Asks for runs and commands in processes that can be killed; see kill_server.py."""
+    import kill_server
+
+    process = subprocess.Popen(
+        [sys.executable, kill_server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def ask(asked):
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield ask
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
 
 
 @pytest.fixture(scope="session")

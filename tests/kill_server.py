@@ -1,14 +1,18 @@
 """Runs that may be killed, each in a process forked from one that has imported everything; asked over pipes.
 
 A line of JSON asks for a run: {"data", "out", "changes": of Options, "resume", "point", "count", "after"}. It is killed
-after `after` seconds, or where the `count`-th write reaches `point`. A line of JSON answers: {"status", "seconds"}.
+after `after` seconds, or where the `count`-th write reaches `point`. Or it asks for a command: {"argv", "environment",
+"out", "signal", "lines"}, which gets that signal once its metrics.jsonl has so many lines. A line of JSON answers:
+{"status", "seconds", "stdout", "stderr"}.
 """
 
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,34 +100,71 @@ def trap(point, count):
     safetensors.torch.save_file, checkpoint.prune = saved, pruned
 
 
+def command(asked):
+    from byol import cli
+
+    os.environ |= asked["environment"]
+    sys.argv = ["byol", *asked["argv"]]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
+
+
 def run(asked):
-    torch.set_num_threads(1)
-    Training.measure_rate = lambda self, seconds: 1.0  # a second of trial steps each time would say nothing here
     if asked["point"] is not None:
         trap(asked["point"], asked["count"])
     options = replace(OPTIONS, **asked["changes"]).checked()
     pretrain(asked["data"], asked["out"], options, resume=asked["resume"])
 
 
+def begun(asked, files):
+    """The number of a new process that does what is asked for; what it says goes to those files."""
+    if (child := os.fork()) > 0:
+        return child
+    code = 1
+    try:
+        for file, number in zip(files, (1, 2), strict=True):
+            os.dup2(file.fileno(), number)
+        torch.set_num_threads(1)
+        Training.measure_rate = lambda self, seconds: 1.0  # a second of trial steps each time would say nothing here
+        code = command(asked) if "argv" in asked else run(asked) or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def ends(child, asked):
+    """See it through; returns how it ended."""
+    if asked.get("after") is not None:
+        time.sleep(asked["after"])
+        os.kill(child, signal.SIGKILL)
+    if asked.get("signal") is not None:
+        written = Path(asked["out"], "metrics.jsonl")
+        while (gone := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if written.exists() and written.read_bytes().count(b"\n") >= asked["lines"]:
+                os.kill(child, asked["signal"])
+                break
+            time.sleep(0.01)
+        else:
+            return os.waitstatus_to_exitcode(gone[1])
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def main():
     for line in sys.stdin:
         asked = json.loads(line)
         began = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                run(asked)
-                code = 0
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        if asked["after"] is not None:
-            time.sleep(asked["after"])
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        ended = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"status": ended, "seconds": time.monotonic() - began}), flush=True)
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            status = ends(begun(asked, (stdout, stderr)), asked)
+            found = {"status": status, "seconds": time.monotonic() - began}
+            for name, file in (("stdout", stdout), ("stderr", stderr)):
+                file.seek(0)
+                found[name] = file.read().decode()
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

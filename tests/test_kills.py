@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import kill_server
@@ -12,36 +10,25 @@ import pytest
 from PIL import Image
 
 from byol import checkpoint
-from byol.names import METHODS
+from byol.names import METHODS, method_arguments
 from byol.run import Run
 
+SMALL = {"hidden": 16, "out": 8, "width": 16, "bottleneck": 8, "queue": 64, "negatives": 16}
+
+
+def of_method(name):
+    arguments = {known: size for known, size in SMALL.items() if known in method_arguments(name)}
+    return {"method": name, "method_args": arguments, "optimizer": None, "base_lr": None}
+
+
+PLAIN = {"method_args": {"hidden": 16, "out": 8}}
 CHANGES = {
-    "plain": {},
-    "accumulated": {"accumulate": 2, "optimizer": "adamw", "base_lr": 0.01, "hold_out": 0.2},
-    "workers": {"workers": 2, "steps": 8, "image_size": 140, "batch_size": 4},
-    **{name: {"method": name, "optimizer": None, "base_lr": None} for name in METHODS if name != "supervised"},
-    "supervised": {"method": "supervised", "optimizer": None, "base_lr": None},
+    "plain": PLAIN,
+    "accumulated": {**PLAIN, "accumulate": 2, "optimizer": "adamw", "base_lr": 0.01, "hold_out": 0.2},
+    "workers": {**PLAIN, "workers": 2, "steps": 8, "image_size": 140, "batch_size": 4},
+    **{name: of_method(name) for name in METHODS},
 }
 KINDS = list(CHANGES)
-
-
-@pytest.fixture(scope="module")
-def server():
-    """Asks for runs in processes that can be killed."""
-    process = subprocess.Popen(
-        [sys.executable, kill_server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-    def ask(data, out, changes=None, *, resume=False, point=None, count=1, after=None):
-        asked = {"data": str(data), "out": str(out), "changes": changes or {}, "resume": resume}
-        process.stdin.write(json.dumps({**asked, "point": point, "count": count, "after": after}) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield ask
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +51,17 @@ def alone(server, images, folder, tmp_path_factory):
     def of(kind):
         if kind not in known:
             data = folder if kind == "workers" else images
-            took = server(data, place / kind, CHANGES[kind])
-            assert took["status"] == 0
+            took = run(server, data, place / kind, CHANGES[kind])
+            assert took["status"] == 0, took["stderr"]
             known[kind] = SimpleNamespace(data=data, out=place / kind, seconds=took["seconds"])
         return known[kind]
 
     return of
+
+
+def run(server, data, out, changes, *, resume=False, point=None, count=1, after=None):
+    asked = {"data": str(data), "out": str(out), "changes": changes, "resume": resume}
+    return server({**asked, "point": point, "count": count, "after": after})
 
 
 def lines(path):
@@ -96,10 +88,10 @@ def test_killed_at_any_moment(server, alone, tmp_path, moment):
     kind = KINDS[moment % len(KINDS)]
     whole, out = alone(kind), tmp_path / "run"
     after = random.Random(moment).uniform(0, 1) * whole.seconds
-    killed = server(whole.data, out, CHANGES[kind], after=after)
+    killed = run(server, whole.data, out, CHANGES[kind], after=after)
     assert killed["status"] in (-9, 0)
-    again = server(whole.data, out, CHANGES[kind], resume=(out / "run.json").exists())
-    assert again["status"] == 0
+    again = run(server, whole.data, out, CHANGES[kind], resume=(out / "run.json").exists())
+    assert again["status"] == 0, again["stderr"]
     check_same(out, whole.out)
 
 
@@ -107,10 +99,10 @@ def test_killed_at_any_moment(server, alone, tmp_path, moment):
 def test_killed_where_it_writes(server, alone, tmp_path, point):
     whole, out = alone("plain"), tmp_path / "run"
     count = 1 if "run.json" in point or "backbone" in point else 4 if "prun" in point else 3
-    killed = server(whole.data, out, CHANGES["plain"], point=point, count=count)
+    killed = run(server, whole.data, out, CHANGES["plain"], point=point, count=count)
     assert killed["status"] == -9
     if (kept := checkpoint.latest(out / "checkpoints")) is not None:  # what has its name is whole
         assert checkpoint.newest_whole(out / "checkpoints") == (kept, [])
-    again = server(whole.data, out, CHANGES["plain"], resume=(out / "run.json").exists())
-    assert again["status"] == 0
+    again = run(server, whole.data, out, CHANGES["plain"], resume=(out / "run.json").exists())
+    assert again["status"] == 0, again["stderr"]
     check_same(out, whole.out)

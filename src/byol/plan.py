@@ -57,7 +57,8 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         steps = steps_of(options.epochs or _epochs(num_train, images_per_step), num_train, images_per_step)
     if steps < 1:
         raise ValueError(f"epochs={options.epochs} of {num_train} images are less than one step; use more epochs")
-    planned = steps if options.replan is None else options.replan[1]
+    # What follows from a run's length follows from the first that it had.
+    planned = options.replan[1] if options.replan else options.extended[0][1] if options.extended else steps
     situation = Situation(num_train, size, source.channels, images_per_step, planned, options.accumulate)
     method = get(options.method)
     _check_labels(options.method, method, source)
@@ -158,7 +159,7 @@ def continued(run: Run, options: Options, step: int) -> Run:
         return replace(run, **changed)
     if steps < run.total_steps:
         raise ValueError(
-            f"--resume makes a run longer, not shorter: this one has {run.total_steps:,} steps, not {steps:,}"
+            f"--resume makes a run longer, not shorter: it has {run.total_steps:,} steps, and {steps:,} were asked for"
         )
     extended = (*run.extended, (step, run.total_steps))
     return replace(run, total_steps=steps, extended=extended, **changed)

@@ -477,8 +477,8 @@ class Training:
         self._write(metrics.skipped, replaced)
         place = failure(self.directory, step)
         if rank() == 0:
-            batch = [[image for part in parts for image in part] for parts in zip(*ids, strict=True)]
-            found = {"step": step, **losses, "gradients_not_finite": wrong, "ids": batch}
+            drawn = [image for parts in zip(*ids, strict=True) for part in parts for image in part]
+            found = {"step": step, **losses, "gradients_not_finite": wrong, "ids": drawn}
             self._write(partial(self.save, step, place))
             self._write(write_json, place / "batch.json", found)
         names = [name for name, value in losses.items() if not math.isfinite(value)] or ["a gradient"]
