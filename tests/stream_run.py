@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from byol import parallel
+from byol.launch import restarted
 from byol.options import Options
 from byol.pipeline import pretrain
 from byol.train import Training
@@ -18,7 +19,7 @@ OPTIONS = Options(
     image_size=12,
     batch_size=16,
     steps=30,
-    precision="32",
+    precision="64",
     device="cpu",
     workers=2,
     streams=8,
@@ -29,27 +30,28 @@ OPTIONS = Options(
 
 
 def work(data, place, kill_at=None):
-    """Begins or goes on with PLACE/run; the second process kills itself before the step `kill_at`."""
+    """Begins PLACE/run, or goes on with it where the launcher starts it again; the second process kills itself before
+    the step `kill_at`, the first time."""
     original, run = Training.passes, Path(place, "run")
-    resumed = (run / "run.json").exists()
+    again = restarted()
 
     def step(self, number, micro):
-        if number == kill_at and parallel.rank() == 1:
+        if number == kill_at and parallel.rank() == 1 and not again:
             os.kill(os.getpid(), signal.SIGKILL)
         ids = [i for batch in micro for i in batch.ids.tolist()]
         with Path(place, f"seen{parallel.rank()}.jsonl").open("a") as file:
-            file.write(json.dumps([resumed, number, ids]) + "\n")
+            file.write(json.dumps([again, number, ids]) + "\n")
         return original(self, number, micro)
 
     Training.passes = step
     try:
-        pretrain(data, run, OPTIONS, resume=resumed)
+        pretrain(data, run, OPTIONS)
     finally:
         Training.passes = original
 
 
 def seen(place, *, resumed=False):
-    """Step -> its images, of all processes together, before or after the run was resumed; whole steps alone."""
+    """Step -> its images, of all processes together, before or after the run was started again; whole steps alone."""
     found = defaultdict(list)
     for file in Path(place).glob("seen*.jsonl"):
         for line in file.read_text().splitlines():

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hung_run
 import numpy as np
 import pytest
 import torch
 import two_runs
 from PIL import Image
 from safetensors.torch import load_file
+
+from byol.checkpoint import all_of, step_of
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,30 @@ def test_what_all_processes_cannot_do_is_one_line(ends):
     _, (first, second), _ = ends
     assert "the maps are too small" in first["unfit"]
     assert second["unfit"] == "exit 1"
+
+
+@pytest.mark.parametrize(
+    ("hangs", "where"),
+    [
+        (1, "passes"),
+        pytest.param(0, "passes", marks=pytest.mark.slow),
+        pytest.param(1, "_read", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_hangs_is_named(images, tmp_path, hangs, where):
+    out = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [*launcher, hung_run.__file__, images, str(out), str(hangs), where],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if line.startswith("said by")]
+    assert said == [
+        f"said by {1 - hangs}: process {hangs} ended or hangs, after 5 steps; --resume goes on after 4"
+    ], ended.stderr
+    assert [step_of(path) for path in all_of(out / "checkpoints")] == [2, 4]

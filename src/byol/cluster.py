@@ -27,7 +27,7 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from byol.launch import launched
+from byol.launch import launched, restarts
 from byol.run import Precision
 
 # Buffers are equal by what each process computes. PyTorch 2.15 renamed what leaves them alone.
@@ -68,12 +68,28 @@ def fabric(device: str, precision: Precision = "32", timeout: float = TIMEOUT_SE
         ),
         plugins=[_environment()],
     )
+    if restarts() and not dist.is_initialized():
+        _meet_again(timeout)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*device under current context.*")
         engine.launch()
     atexit.unregister(_leave)
     atexit.register(_leave)
     return engine
+
+
+def _meet_again(timeout: float) -> None:
+    """Where torchrun keeps one store for all attempts, what processes that are gone left there would be taken for
+    theirs that are new: each attempt has a part of its own."""
+    store, number, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    # Lightning leaves a group that is there as it is.
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt {restarts()}", store),
+        rank=number,
+        world_size=world,
+        timeout=timedelta(seconds=timeout),
+    )
 
 
 def _leave() -> None:

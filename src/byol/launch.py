@@ -31,7 +31,11 @@ def launched_rank() -> int:
     return int(os.environ.get(name, 0)) if launched()[0] > 1 else 0
 
 
+def restarts() -> int:
+    """How often torchrun has started the processes of this run again, after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
 def restarted() -> bool:
-    """Whether the launcher started this run before, and starts it again: torchrun after a process failed, SLURM after a
-    job was put back into its queue."""
-    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    """Whether the launcher started this run before: torchrun, or SLURM, which put its job back into the queue."""
+    return restarts() > 0 or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0

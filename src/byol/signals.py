@@ -42,7 +42,15 @@ def noted() -> Iterator[Noted]:
             signal.signal(number, handler)
 
 
-def ignored(_: int = 0) -> None:
-    """In a worker: the process that it works for decides, and a worker without one ends."""
+def of_a_worker(_: int = 0) -> None:
+    """In a worker: what a terminal or SLURM sends to all processes is for the one that it works for, which ends it; by
+    SIGTERM, where it must."""
     for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def of_workers() -> None:
+    """In the process that they work for: torch would raise an error between any two lines of it when one dies; without
+    that, it is noticed where the next batch is waited for."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -453,7 +453,7 @@ class Training:
             why = self._unwritten
             what = f"{why.strerror}: {why.filename}" if why is not None else line
             return everywhere(TrainingStopped(f"{what}; {state} once there is room or permission"))
-        if line is None:
+        if number:  # workers end by the same signal, and cannot be read from
             name = signal.Signals(number).name
             return everywhere(Interrupted(f"{name} after {step} steps; {state}", number), 128 + number)
         return everywhere(TrainingStopped(f"{line}; {state}"))

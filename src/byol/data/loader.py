@@ -211,17 +211,30 @@ class Loader:
                 ),
                 num_workers=parts,
                 collate_fn=_as_it_is,
-                worker_init_fn=signals.ignored,
+                worker_init_fn=signals.of_a_worker,
                 generator=torch.Generator(),  # else it draws from torch's own
             )
         )
+        signals.of_workers()
         for number in range(start, stop):
-            made = [next(pieces) for _ in range(parts)]
+            made = [self._made(pieces) for _ in range(parts)]
             for piece in made:
                 if isinstance(piece, Exception):
                     raise piece
             first = int(self.positions(number)[0]) // self.share[1] % parts
             yield self._finish(made[first:] + made[:first])
+
+    @staticmethod
+    def _made(pieces: Iterator[Any]) -> Any:
+        try:
+            return next(pieces)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise DataError(
+                "a process that decodes images died, of an image that broke its decoder or for want of memory; with "
+                "--workers 0 the run itself would have"
+            ) from error
 
     def workers_used(self) -> int:
         """As many of `workers` as have something to do: a stream is always read by the same one."""
