@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from byol.data import plain
 from byol.data.decode import Unusable
 from byol.data.places import cache_directory
 from byol.data.units import UnitCache
@@ -30,6 +30,8 @@ MEASURED_VALUES = 2**25
 """Of all channels together, held in memory."""
 MEASURED_SHARE = 0.001
 KEPT_LISTINGS = 20
+MOST_SHOWN = 400
+"""Characters."""
 
 
 HOW_TO_LABEL = "put the images in one sub-folder a class, or use a Parquet file with a `label` column"
@@ -199,7 +201,7 @@ class Source:
 
     def name_of(self, image_id: int) -> str:
         """The entry's name, on one printable line."""
-        return shown(self.listing.name(self._position(image_id)))
+        return printable(self.listing.name(self._position(image_id)))
 
     def _position(self, image_id: int) -> int:
         if not 0 <= image_id < self.num_listed:
@@ -376,9 +378,12 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
     directory = cache_directory() / "listings"
     kept = directory / f"{kept_as}.npz"
     if kept_as is not None and kept.is_file():
-        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
-            os.utime(kept)
-            return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found = plain.zipped(kept)[1]
+            kinds = found["shapes"].dtype, found["positions"].dtype, found["reasons"].dtype.kind
+            if found["shapes"].shape == (num_listed, 4) and kinds == (np.int32, np.int64, "U"):
+                os.utime(kept)
+                return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
     look = partial(_look, listing)
     numbers = np.arange(num_listed)
     if kept_as is not None and "fork" in multiprocessing.get_all_start_methods():
@@ -439,5 +444,11 @@ def no_test_part(name: str, how: str) -> DataError:
 
 
 def shown(name: str) -> str:
-    """A name safe to print on one line: quoted and escaped if it holds newlines or undecodable bytes."""
+    """What is safe to print on one line: `printable`, and of more than MOST_SHOWN characters both ends."""
+    text = printable(name)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]}"
+
+
+def printable(name: str) -> str:
+    """A name on one line: quoted and escaped if it holds newlines, control characters or undecodable bytes."""
     return name if name.isprintable() else repr(name)
