@@ -125,11 +125,12 @@ def walk(root: Path) -> list[tuple[str, int, int]]:
     while real or linked:
         folder = real.pop() if real else linked.pop(0)
         try:
-            here = (root / folder).stat()
+            path = f"{root}/{folder}"  # of a folder that is very deep a Path takes long to make
+            here = os.stat(path)  # noqa: PTH116
             if (here.st_dev, here.st_ino) in entered:
                 continue
             entered.add((here.st_dev, here.st_ino))
-            with os.scandir(root / folder) as entries:
+            with os.scandir(path) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     file = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.name.startswith("."):

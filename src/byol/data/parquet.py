@@ -18,7 +18,7 @@ from byol.data.source import DataError, Part, Source, no_test_part, shown, verif
 F = TypeVar("F")
 
 ROWS_AT_ONCE = 256
-MOST_BYTES, MOST_GROWTH = 1 << 30, 20
+MOST_BYTES, MOST_GROWTH = 1 << 28, 20
 """What is read of a file may be that large, or that many times the file: encoded images hardly get smaller in one."""
 
 
