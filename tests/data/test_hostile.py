@@ -24,6 +24,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from byol.data.open import open_source
+from byol.data.source import DataError
+
 SIDE = 100_000
 MOST_BYTES = 900 << 20
 """Beyond what the imports take; the smallest of the bombs would take twice as much."""
@@ -306,6 +309,16 @@ def test_data_that_are_no_file_do_not_block(tmp_path: Path) -> None:
     assert len(answers) == 4
     for answer in answers:
         assert "not a file" in answer["said"] or "neither a file" in answer["said"]
+
+
+def test_a_process_that_dies_over_a_header_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put(tmp_path / "images", bad_png=encoded())
+    monkeypatch.setattr("byol.data.folder.KEEP_FROM_FILES", 1)
+    monkeypatch.setenv("BYOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("byol.data.folder.look", lambda path: os._exit(1) if "bad" in path else (8, 8, 3, 0))
+    with pytest.raises(DataError, match="a process died") as caught:
+        open_source(folder)
+    assert str(caught.value).isprintable()
 
 
 def archive(path: Path, *more: tuple[tarfile.TarInfo, bytes], form: int = tarfile.GNU_FORMAT) -> Path:

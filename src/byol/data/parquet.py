@@ -57,7 +57,9 @@ def from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels:
             table, class_names = _columns(file, path)
             with path.open("rb") as stream:
                 digest.update(os.fsencode(f"{file}\0") + hashlib.file_digest(stream, "sha256").digest())
-        except (pa.ArrowException, OSError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # Arrow's, and of names that are no UTF-8 Python's
             raise DataError(f"{shown(file)} is not a readable Parquet file; write it again") from error
         tables.append(table)
         classes = classes or class_names

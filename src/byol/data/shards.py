@@ -393,7 +393,8 @@ class Shards:
 
     def _bytes(self, position: int) -> bytes:
         unit = self.unit_of(position)
-        data = self.units[unit][position - int(self.starts[unit])]
+        # Of a damaged file a row group may be shorter than it says.
+        data = next(iter(self.units[unit][position - int(self.starts[unit]) :]), None)
         if data is None:
             raise Unusable("the row holds no image bytes, or too many")
         return data

@@ -6,7 +6,8 @@ import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
@@ -285,7 +286,13 @@ def verified(
     not 8-bit gray or RGB) as many as most of them have, and the others, and those of other bits, are unusable.
     kept_as: what tells this listing, as it is now, from all others; then its headers are read once.
     """
-    shapes, reasons = _headers(listing, num_listed, kept_as)
+    try:
+        shapes, reasons = _headers(listing, num_listed, kept_as)
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"a process died while it read headers of {shown(name)}: out of memory, or a file that its reader does not "
+            "survive; open parts of the folder to find it"
+        ) from error
     usable = shapes[:, 0] > 0
     if channels not in (None, 1, 3) and not isinstance(listing, Deep):
         raise DataError(f"{shown(name)} holds 8-bit gray and RGB images; channels={channels} is for folders and arrays")
@@ -389,8 +396,10 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
     if kept_as is not None and "fork" in multiprocessing.get_all_start_methods():
         # Of very many files, threads would only hand Python's lock around.
         # The listing is there in each process from the beginning; sent along, it would be as often in memory.
-        with multiprocessing.get_context("fork").Pool(NUM_THREADS, _hold, (look,)) as pool:
-            looked = pool.map(_look_at, np.array_split(numbers, max(1, num_listed // 1000)))
+        # Not multiprocessing's own pool, which waits without end for a process that died.
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(NUM_THREADS, context, initializer=_hold, initargs=(look,)) as pool:
+            looked = list(pool.map(_look_at, np.array_split(numbers, max(1, num_listed // 1000))))
     else:
         looked = [found for _, found in _in_threads(look, numbers)]
     shapes = np.concatenate([np.zeros((0, 4), np.int32), *(shape for shape, _ in looked)])
