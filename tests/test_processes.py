@@ -133,7 +133,7 @@ def test_a_process_that_hangs_is_named(images, tmp_path, hangs, where):
     )
     assert ended.returncode == 1
     said = [line for line in ended.stderr.splitlines() if line.startswith("said by")]
-    assert said == [
-        f"said by {1 - hangs}: process {hangs} ended or hangs, after 5 steps; --resume goes on after 4"
-    ], ended.stderr
+    assert said == [f"said by {1 - hangs}: process {hangs} ended or hangs, after 5 steps; --resume goes on after 4"], (
+        ended.stderr
+    )
     assert [step_of(path) for path in all_of(out / "checkpoints")] == [2, 4]

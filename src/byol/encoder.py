@@ -16,6 +16,10 @@ SMALL_IMAGE_PX = 64
 1x1 feature map."""
 
 
+NO_ARGS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+"""Arguments of timm.create_model that say where weights come from, also as pickles."""
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """All that determines an encoder's structure; `backbone.json` holds it."""
@@ -54,6 +58,11 @@ class Encoder(nn.Module):
 
         super().__init__()
         args = dict(spec.args)
+        # Both come from files that somebody else may have written, and timm reads weights from wherever they say.
+        if not timm.is_model(spec.name):
+            raise ValueError(f"{spec.name!a} is no model of timm")
+        if named := sorted(args.keys() & NO_ARGS):
+            raise ValueError(f"a backbone's arguments may not name {named[0]}; leave it out")
         name = spec.name if pretrained_tag is None else f"{spec.name}.{pretrained_tag}"
         if getattr(timm.get_pretrained_cfg(spec.name), "fixed_input_size", False):
             args.setdefault("img_size", spec.image_size)

@@ -18,6 +18,7 @@ from byol.run import Run
 
 WEIGHTS = "backbone.safetensors"
 DESCRIPTION = "backbone.json"
+MOST_DESCRIPTION_BYTES = 1 << 20
 FORMAT = 1
 """Of backbone.json: raised when what it says changes its meaning."""
 
@@ -50,8 +51,14 @@ def read_description(run_directory: Path) -> dict[str, Any]:
     path = run_directory / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"{run_directory} holds no {DESCRIPTION}; is it the --out of a finished pretrain?")
-    description = json.loads(path.read_text("utf-8"))
-    if description.get("format", FORMAT) > FORMAT:
+    if path.stat().st_size > MOST_DESCRIPTION_BYTES:
+        raise ValueError(f"{path} is {path.stat().st_size:,} bytes, and no description of a backbone; copy it anew")
+    try:
+        description = json.loads(path.read_text("utf-8"))
+        newer = description.get("format", FORMAT) > FORMAT
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no description of a backbone; copy it anew") from error
+    if newer:
         raise ValueError(
             f"{path} has format {description['format']} and this version reads up to {FORMAT}; install a newer byol"
         )
@@ -65,22 +72,42 @@ def range_of(description: dict[str, Any]) -> tuple[tuple[float, float], ...] | N
 
 
 def spec_of(description: dict[str, Any]) -> EncoderSpec:
-    return EncoderSpec(**{k: description[k] for k in ("name", "image_size", "channels", "stem", "args")})
+    kinds = {"name": str, "image_size": int, "channels": int, "stem": str, "args": dict}
+    if wrong := [key for key, kind in kinds.items() if type(description.get(key)) is not kind]:
+        raise ValueError(f"{DESCRIPTION} says no {wrong[0]}; copy it anew")
+    return EncoderSpec(**{key: description[key] for key in kinds})
 
 
 def load(run_directory: str | Path) -> Encoder:
     """The encoder of a run, in evaluation mode: images [B, C, S, S], normalised as backbone.json says -> [B, dim].
 
-    The weights are read from safetensors, which cannot run code.
+    The weights are read from safetensors, which cannot run code. ValueError where one of the two files is damaged, or
+    they do not belong together.
     """
-    from safetensors.torch import load_file
-
     directory = Path(run_directory)
-    encoder = Encoder(spec_of(read_description(directory)))
+    spec = spec_of(read_description(directory))
     if not (directory / WEIGHTS).is_file():
         raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; copy it there beside {DESCRIPTION}")
-    encoder.model.load_state_dict(load_file(directory / WEIGHTS))
+    found = _weights(directory / WEIGHTS, str(directory / WEIGHTS))
+    try:
+        encoder = Encoder(spec)
+    except Exception as error:  # timm's models raise nearly anything on arguments that they do not know
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{directory / DESCRIPTION} describes no backbone of timm: {reason}; copy it anew") from error
+    _check_fit(found, encoder.model.state_dict(), str(directory / WEIGHTS))
+    encoder.model.load_state_dict(found)
     return encoder.eval()
+
+
+def _weights(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or a ValueError that begins with `what`."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{what} is not a safetensors file: {ascii(reason)[1:-1]}") from error
 
 
 def start_from(encoder: Encoder, init: str) -> Encoder:
@@ -94,25 +121,21 @@ def start_from(encoder: Encoder, init: str) -> Encoder:
         except Exception as error:  # timm and the hub raise many kinds; a person needs one line
             reason = str(error).splitlines()[0]
             raise ValueError(f"init={init!r}: timm cannot load {encoder.spec.name} with it: {reason}") from error
-    from safetensors.torch import load_file
-
     path = Path(init)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"init={init!r} is neither a run nor a safetensors file; or use timm:NAME.TAG")
-    try:
-        found = load_file(path)
-    except Exception as error:
-        raise ValueError(f"init={init!r} is not a safetensors file: {error}") from error
+    found = _weights(path, f"init={init!r}")
     own = encoder.model.state_dict()
     found = {k: v for k, v in found.items() if k.split(".")[0] not in ("fc", "classifier", "head") or k in own}
-    _check_fit(found, own, init)
+    _check_fit(found, own, f"init={init!r}")
     encoder.model.load_state_dict(found)
     return encoder
 
 
-def _check_fit(found: dict[str, Tensor], own: dict[str, Tensor], init: str) -> None:
-    wrong = [f"{k} is missing" for k in own if k not in found] + [f"{k} is unknown" for k in found if k not in own]
+def _check_fit(found: dict[str, Tensor], own: dict[str, Tensor], what: str) -> None:
+    wrong = [f"{k} is missing" for k in own if k not in found]
+    wrong += [f"{k[:80]!a} is unknown" for k in found if k not in own]
     wrong += [
         f"{k} has shape {tuple(v.shape)}, not {tuple(own[k].shape)}"
         for k, v in found.items()
@@ -120,7 +143,7 @@ def _check_fit(found: dict[str, Tensor], own: dict[str, Tensor], init: str) -> N
     ]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ValueError(f"init={init!r} does not fit the backbone: {wrong[0]}{more}")
+        raise ValueError(f"{what} does not fit the backbone: {wrong[0]}{more}")
 
 
 def parameter_count(module: torch.nn.Module) -> int:

@@ -388,6 +388,48 @@ def test_a_jpeg_has_the_pixels_that_pillow_finds(kind: str) -> None:
         assert jpeg_header(data) == (61, 83, expected.shape[2], True) == (*header(data), True)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 16), (33, 65), (8, 300)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"quality": 20}], ids=str)
+def test_jpegs_of_all_sizes_and_subsamplings_match_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
+    colour = Image.fromarray(smooth(*size))
+    for image in (colour, colour.convert("L"), colour.convert("CMYK")):
+        for subsampling in (0, 1, 2) if image.mode == "RGB" else (0,):
+            data = encoded(image, "JPEG", subsampling=subsampling, **options)
+            opened = Image.open(io.BytesIO(data))
+            expected = np.asarray(opened if image.mode != "CMYK" else opened.convert("RGB")).reshape(*size, -1)
+            assert np.abs(decode(data).astype(int) - expected).max() <= 2
+            assert header(data) == expected.shape
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 65)])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP"])
+def test_lossless_files_of_all_modes_and_sizes_match_pillow(kind: str, size: tuple[int, int]) -> None:
+    colour = Image.fromarray(smooth(*size))
+    modes = {"PNG": "1 L P RGB", "BMP": "1 L P RGB", "GIF": "L P RGB", "TIFF": "1 L P RGB", "PPM": "1 L RGB"}
+    for mode in modes.get(kind, "RGB").split():
+        data = encoded(colour.convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {}))
+        with Image.open(io.BytesIO(data)) as opened:
+            expected = np.asarray(opened.convert("L" if opened.mode in ("1", "L") else "RGB")).reshape(*size, -1)
+        np.testing.assert_array_equal(decode(data), expected)
+        assert header(data) == expected.shape
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_a_large_image_is_converted_in_strips_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    colour = Image.fromarray(smooth(61, 47))
+    if mode in ("I;16", "I", "F"):
+        values = np.asarray(colour.convert("L"))
+        image = Image.fromarray({"I;16": np.uint16(257), "I": np.int32(257), "F": np.float32(1 / 255)}[mode] * values)
+    else:
+        image = colour.convert(mode)
+    options = {"transparency": 3} if mode in ("P", "L") else {}
+    data = encoded(image, "PNG" if mode in ("1", "L", "LA", "P", "RGBA") else "TIFF", **options)
+    whole = decode(data)
+    for pixels in (1, 47, 47 * 7, 47 * 60):
+        monkeypatch.setattr("byol.data.decode._STRIP_PIXELS", pixels)
+        np.testing.assert_array_equal(decode(data), whole)
+
+
 def test_what_is_not_a_plain_jpeg_is_left_to_pillow() -> None:
     assert jpeg_header(encoded(noise(), "JPEG", exif=exif(6))) == (64, 48, 3, False)
     cmyk = encoded(Image.fromarray(noise()).convert("CMYK"), "JPEG")

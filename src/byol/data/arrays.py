@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import as_file, files
@@ -12,23 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from byol.data import deep
-from byol.data.decode import to_channels
+from byol.data import deep, plain
+from byol.data.decode import Unusable, to_channels
 from byol.data.source import DataError, Part, Source, no_test_part, shown, verified
+
+ARRAYS = {f"{prefix}{name}" for prefix in ("", "test_") for name in ("images", "x", "labels", "y")}
 
 
 def from_array_file(name: str, path: Path, part: Part, channels: int | None) -> Source:
     """.npy: one array of images; .npz: `images` (or x), `labels` (y), `test_images` and `test_labels`."""
     try:
-        with path.open("rb") as stream:
-            if stream.read(6) == b"\x93NUMPY":
-                arrays = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
-            else:  # from a stream of ours: np.load leaks the file it opens when the zip turns out broken
-                stream.seek(0)
-                with np.load(stream, allow_pickle=False) as loaded:
-                    arrays = {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{shown(name)} is not a readable .npy or .npz file of plain arrays; save it again") from error
+        if plain.is_npy(path):
+            names, arrays = ["images"], {"images": plain.mapped(path)}
+        else:
+            names, arrays = plain.zipped(path, ARRAYS.__contains__)
+    except (OSError, ValueError) as error:
+        why = shown(" ".join(str(error).split())[:200])
+        raise DataError(
+            f"{shown(name)} is not a readable .npy or .npz file of plain arrays ({why}); save it again"
+        ) from error
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for which, prefix in (("train", ""), ("test", "test_")):
         images = arrays.get(prefix + "images", arrays.get(prefix + "x"))
@@ -36,7 +36,7 @@ def from_array_file(name: str, path: Path, part: Part, channels: int | None) -> 
             labels = arrays.get(prefix + "labels", arrays.get(prefix + "y"))
             found[which] = _checked(f"{shown(name)}: {prefix}images", images, labels, channels)
     if "train" not in found:
-        raise DataError(f"{shown(name)} has no array `images`, only {shown(', '.join(arrays))}; rename one")
+        raise DataError(f"{shown(name)} has no array `images`, only {shown(', '.join(names))}; rename one")
     if part == "test" and "test" not in found:
         raise no_test_part(name, "save an .npz file with `images` and `test_images`")
     images, labels = found["test" if part == "test" else "train"]
@@ -106,6 +106,10 @@ def _checked(
         images = deep.channels_last(images, channels)
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise DataError(f"{what}: the shape is {shape}; use [N, H, W], [N, H, W, C] or [N, C, H, W]")
+    try:
+        deep.check_size(images[:1].nbytes)
+    except Unusable as error:
+        raise DataError(f"{what}: the shape is {shape}, {error} in one image; cut tiles first") from error
     if labels is None:
         return images, np.full(len(images), -1, np.int64)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":

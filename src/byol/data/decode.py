@@ -27,6 +27,19 @@ _ALPHA_MODES = {"LA": "LA", "La": "LA", "PA": "RGBA", "RGBA": "RGBA", "RGBa": "R
 _KEYED_MODES = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # may name a transparent value in `info`
 BEGINNING_BYTES = 4096
 """That are read of a file to find its size quickly."""
+MOST_ENCODED_BYTES = 1 << 29
+"""Of a format that is read whole, JPEG and WebP: three bytes of each pixel of the largest image, which none needs."""
+MOST_SCANS = 100
+"""Of a progressive JPEG. Encoders write ten or so; each costs the time of the whole image, however few its bytes."""
+MOST_RUN_LENGTH_PIXELS = 1 << 24
+"""Of a BMP by run lengths, which Pillow decodes in Python; its rows are no longer than MOST_ROW_PX."""
+MOST_ROW_PX = 1 << 16
+MOST_SIDE_PX = 1 << 20
+"""Pillow keeps an address for each row: of 179 million rows, 1.4 GB."""
+MOST_TIFF_NUMBERS = 1 << 22
+"""That one entry of a TIFF's directory may list, such as where its tiles lie."""
+_STRIP_PIXELS = 1 << 22
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
 
@@ -51,15 +64,15 @@ def decode(data: bytes | Path, channels: int | None = None, reduce: int = 1) -> 
       high byte;
     - float: finite values in [0, 1] become round(255 v); anything else is unusable, for its range is unknown;
     - CMYK, YCbCr, HSV: to RGB by Pillow's formulas, without colour profiles; Lab is unusable.
-    Truncated files are unusable, and so are files above twice `Image.MAX_IMAGE_PIXELS`. Pillow's own settings
-    are never changed.
+    Truncated files are unusable, and so are files above twice `Image.MAX_IMAGE_PIXELS`; at that limit an image takes
+    1.3 GB, a WebP 2.8 GB. Pillow's own settings are never changed.
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels!r} must be 1, 3 or None")
     if (pixels := _jpeg(data, reduce)) is not None:
         return to_channels(pixels, channels)
     with opened(data) as (image, _):
-        _num_channels(image.mode)
+        _check(image)
         if reduce > 1:  # of no effect but for JPEG
             image.draft(image.mode, (image.width // reduce, image.height // reduce))
         image.load()
@@ -76,9 +89,10 @@ def _jpeg(data: bytes | Path, reduce: int) -> np.ndarray | None:
     import simplejpeg
 
     with contextlib.suppress(OSError, ValueError):  # Pillow forgives some damage, and says better what is wrong
-        encoded = data if isinstance(data, bytes) else data.read_bytes()
+        encoded = data if isinstance(data, bytes) else _whole_jpeg(data)
         if (found := jpeg_header(encoded)) is None:
             return None
+        _check_scans(encoded)
         height, width, channels, is_plain = found
         pixels = simplejpeg.decode_jpeg(
             encoded,
@@ -94,6 +108,21 @@ def _jpeg(data: bytes | Path, reduce: int) -> np.ndarray | None:
     return None
 
 
+def _whole_jpeg(path: Path) -> bytes:
+    """Nothing of what is no JPEG, or is too large for one."""
+    with path.open("rb") as stream:
+        beginning = stream.read(2)
+        if beginning != b"\xff\xd8" or os.fstat(stream.fileno()).st_size > MOST_ENCODED_BYTES:
+            return b""
+        return beginning + stream.read()
+
+
+def _check_scans(data: bytes) -> None:
+    # Of the bytes of pixels none follows 0xFF as this one does.
+    if data.count(b"\xff\xda") > MOST_SCANS:
+        raise Unusable(f"more than {MOST_SCANS} scans")
+
+
 def jpeg_header(data: bytes) -> tuple[int, int, int, bool] | None:
     """(height, width, channels, whether nothing says that it is turned) of a JPEG in gray or colour, as it is stored.
 
@@ -106,7 +135,7 @@ def jpeg_header(data: bytes) -> tuple[int, int, int, bool] | None:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
             known = bits == 8 and channels in (1, 3) and 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 0)
             return (height, width, channels, is_plain) if known else None
-        if marker < 0xC4 or 0xD0 <= marker <= 0xDA:  # these do not stand here
+        if marker < 0xC4 or 0xD0 <= marker <= 0xDA or marker == 0xFF:  # these do not stand here, or have no length
             return None
         is_plain = is_plain and marker != 0xE1  # EXIF, XMP
         position += 2 + length
@@ -131,7 +160,7 @@ def look(data: bytes | Path | str) -> tuple[int, int, int, int]:
     if (found := _quick_header(data)) is not None:
         return found
     with opened(Path(data) if isinstance(data, str) else data) as (image, stream):
-        channels = _num_channels(image.mode)
+        channels = _check(image)
         depth = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 0
         width, height = image.size
         if image.format == "TIFF":  # Pillow reports the upright size
@@ -169,7 +198,7 @@ def _png_header(data: bytes) -> tuple[int, int, int, int] | None:
     width, height, bits, kind, *_, crc = struct.unpack_from(">IIBBBBBI", data, 16)
     if crc != zlib.crc32(data[12:29]) or bits not in (1, 2, 4, 8, 16) or kind not in (0, 2, 3, 4, 6):
         return None
-    if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):
+    if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0) or max(width, height) > MOST_SIDE_PX:
         return None
     position, has_pixels = 33, False
     while position + 8 <= len(data):
@@ -200,8 +229,7 @@ def opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]]
     _mute_pillow()
     try:
         with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
-            if not stream.read(1):
-                raise Unusable("empty file")
+            _check_file(stream)
             with Image.open(stream, formats=FORMATS) as image:
                 yield image, stream
     except Unusable:
@@ -210,6 +238,63 @@ def opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]]
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise  # out of file handles: the machine's trouble, and every later image would be lost
         raise Unusable(reason(error)) from error
+
+
+def _check_file(stream: IO[bytes]) -> None:
+    """`Unusable` where opening it would take memory or time without measure. The stream stays at its beginning."""
+    beginning = stream.read(12)
+    if not beginning:
+        raise Unusable("empty file")
+    if beginning.startswith((b"RIFF", b"\xff\xd8")) and stream.seek(0, os.SEEK_END) > MOST_ENCODED_BYTES:
+        raise Unusable("too large for an image")
+    if beginning.startswith(b"\xff\xd8"):
+        stream.seek(0)
+        _check_scans(stream.read())
+    if beginning.startswith(_TIFF_SIGNATURES):
+        check_tiff(stream, pages=1)
+    stream.seek(0)
+
+
+def check_tiff(stream: IO[bytes], pages: int | None = None) -> None:
+    """`Unusable` where the directories of a TIFF lead in a circle, or list more numbers than any image has parts.
+
+    pages: how many are looked at; None for all, which a reader would follow without end.
+    """
+    stream.seek(0)
+    start = stream.read(16)
+    order = ">" if start.startswith(b"MM") else "<"
+    is_big = start[2:4] in (b"+\0", b"\0+")
+    count, entry, offset = (f"{order}{form}" for form in (("Q", "HHQ8x", "Q") if is_big else ("H", "HHI4x", "I")))
+    seen = set[int]()
+    try:
+        (position,) = struct.unpack_from(offset, start, 8 if is_big else 4)
+        while position and (pages is None or len(seen) < pages):
+            if position in seen:
+                raise Unusable("its pages lead in a circle")
+            seen.add(position)
+            stream.seek(position)
+            (num,) = struct.unpack(count, stream.read(struct.calcsize(count)))
+            entries = stream.read(min(num, 4096) * struct.calcsize(entry))
+            for _, kind, numbers in struct.iter_unpack(entry, entries):
+                if kind not in (1, 2, 7) and numbers > MOST_TIFF_NUMBERS:  # those are bytes and text
+                    raise Unusable("a directory without measure")
+            (position,) = struct.unpack(offset, stream.read(struct.calcsize(offset)))
+    except (struct.error, OverflowError):
+        return  # cut short or damaged: for its reader to say
+
+
+def _check(image: ImageFile.ImageFile) -> int:
+    """The channels of an image by its header, or `Unusable`."""
+    width, height = image.size
+    if max(width, height) > MOST_SIDE_PX:
+        raise Unusable(f"a side of more than {MOST_SIDE_PX:,} px")
+    if (
+        image.tile
+        and image.tile[0][0] == "bmp_rle"
+        and (width > MOST_ROW_PX or width * height > MOST_RUN_LENGTH_PIXELS)
+    ):
+        raise Unusable("too many pixels for run lengths")
+    return _num_channels(image.mode)
 
 
 def _mute_pillow() -> None:
@@ -235,6 +320,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = " ".join(str(error).split())[:120]
+    text = text if text.isprintable() else ascii(text)
     return f"broken image: {text}" if text else f"broken image: {type(error).__name__}"
 
 
@@ -247,7 +333,21 @@ def _num_channels(mode: str) -> int:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """A loaded image to [H, W, 1 or 3] uint8, before it is turned upright."""
+    """A loaded image to [H, W, 1 or 3] uint8, before it is turned upright.
+
+    Of a large one a strip at a time: conversions take up to 32 bytes a pixel.
+    """
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return _strip(image)
+    found = np.empty((image.height, image.width, _num_channels(image.mode)), np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        found[top:bottom] = _strip(image.crop((0, top, image.width, bottom)))
+    return found
+
+
+def _strip(image: Image.Image) -> np.ndarray:
     mode = image.mode
     if mode.startswith("I"):
         values = np.asarray(image)

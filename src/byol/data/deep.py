@@ -6,17 +6,22 @@ They are read value for value, and a range for each channel, measured once, says
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from byol.data import decode
+from byol.data import decode, plain
 from byol.data.decode import Unusable
 
 TIFF = (".tif", ".tiff")
 ARRAY = ".npy"
+# What it has to say of damaged files is said here, in one line each.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 INSTALL = "pip install 'byol[tiff]' reads more kinds of TIFF"
 
 
@@ -93,6 +98,12 @@ def bits(dtype: np.dtype) -> int:
     return min(8 * dtype.itemsize, 32) if dtype.kind in "ui" else 32
 
 
+def check_size(num_bytes: int) -> None:
+    """`Unusable` of what takes more memory than the largest image that `decode` reads would as float32."""
+    if Image.MAX_IMAGE_PIXELS is not None and num_bytes > 2 * Image.MAX_IMAGE_PIXELS * 3 * 4:
+        raise Unusable("too many pixels")
+
+
 def channels_last(array: np.ndarray, channels: int | None) -> np.ndarray:
     """[..., H, W, C] of that or of [..., C, H, W]: channels are the axis of the wanted length, or the shorter one."""
     first, last = array.shape[-3], array.shape[-1]
@@ -126,15 +137,19 @@ def _opened(path: str, channels: int | None) -> Iterator[_Array]:
     """An array, or a TIFF by tifffile; whatever goes wrong becomes `Unusable`."""
     try:
         if path.lower().endswith(ARRAY):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = plain.mapped(path)
             if array.ndim not in (2, 3) or 0 in array.shape:
                 raise Unusable(f"an array of shape {array.shape}, not of [H, W], [H, W, C] or [C, H, W]")
+            check_size(array.nbytes)
             array = channels_last(array, channels) if array.ndim == 3 else array[..., None]
             yield _Array(array.shape, array.dtype, False, lambda: np.array(array))
             return
         import tifffile
 
-        with tifffile.TiffFile(path) as file:
+        with open(path, "rb") as stream:  # noqa: PTH123 (a Path takes longer to make than a header to read)
+            decode.check_tiff(stream)
+        # Only this file: what it says could name any other.
+        with tifffile.TiffFile(path, _multifile=False) as file:
             yield _of_series(file.series[0], channels)
     except Unusable:
         raise
@@ -146,6 +161,7 @@ def _of_series(series: object, channels: int | None) -> _Array:
     """tifffile's first series, arranged by the letters of its axes: S are samples, C channels, Q and I pages of which
     nothing is said."""
     axes, shape = series.axes, series.shape  # type: ignore[attr-defined]
+    check_size(math.prod(shape) * np.dtype(series.dtype).itemsize)  # type: ignore[attr-defined]
     if "Y" not in axes or "X" not in axes:
         raise Unusable(f"axes {axes} of shape {shape}")
     of_channels = [i for i, name in enumerate(axes) if name in "CS"]

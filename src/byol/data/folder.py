@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from byol.data import deep
-from byol.data.decode import Unusable, decode, is_image_name, look, to_channels
+from byol.data.decode import Unusable, decode, is_image_name, look, reason, to_channels
 from byol.data.parquet import from_parquet
 from byol.data.source import NUM_THREADS, DataError, Part, Source, no_test_part, shown, verified
 
@@ -25,7 +25,7 @@ KEEP_FROM_FILES = 10_000
 
 def from_folder(name: str, root: Path, part: Part, channels: int | None) -> Source:
     """Files in order of their path below `root`; labels are sub-folders if no image lies outside one."""
-    found = _walk(root)
+    found = walk(root)
     images = [file for file, *_ in found if _is_image(file)]
     tables = [file for file, *_ in found if file.lower().endswith(".parquet")]
     if tables and not images:
@@ -76,9 +76,13 @@ class Files:
 
     def look(self, position: int) -> tuple[int, int, int, int]:
         file = self.files[position]
-        if not _is_image(file):
-            raise Unusable(NOT_AN_IMAGE)
         path = f"{self.root}/{file}"
+        if not _is_image(file):
+            try:
+                os.stat(path)  # noqa: PTH116
+            except OSError as error:
+                raise Unusable(reason(error)) from error
+            raise Unusable(NOT_AN_IMAGE)
         return deep.look(path, self.channels) if deep.is_deep_name(file) else look(path)
 
     def values(self, position: int, channels: int) -> np.ndarray:
@@ -116,22 +120,24 @@ def _is_image(file: str) -> bool:
     return is_image_name(file) or file.lower().endswith(deep.ARRAY)
 
 
-def _walk(root: Path) -> list[tuple[str, int, int]]:
+def walk(root: Path) -> list[tuple[str, int, int]]:
     """(POSIX path below root, bytes, when it was changed) of every file that is not hidden, sorted.
 
-    Folders that are links come last and each folder is entered once: loops end, and a link to a folder that
-    is already inside adds nothing.
+    Links are followed, also those that lead out of the folder. Folders that are links come last and each folder is
+    entered once: loops end, and a link to a folder that is already inside adds nothing. What is neither file nor folder
+    is passed over; a folder that cannot be opened, for its path is too long, is listed, and skipped with that reason.
     """
     found, entered = [], set()
     real, linked = [""], list[str]()
-    try:
-        while real or linked:
-            folder = real.pop() if real else linked.pop(0)
-            here = (root / folder).stat()
+    while real or linked:
+        folder = real.pop() if real else linked.pop(0)
+        try:
+            path = f"{root}/{folder}"  # of a folder that is very deep a Path takes long to make
+            here = os.stat(path)  # noqa: PTH116
             if (here.st_dev, here.st_ino) in entered:
                 continue
             entered.add((here.st_dev, here.st_ino))
-            with os.scandir(root / folder) as entries:
+            with os.scandir(path) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     file = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.name.startswith("."):
@@ -145,6 +151,10 @@ def _walk(root: Path) -> list[tuple[str, int, int]]:
                         (linked if entry.is_symlink() else real).append(file)
                     elif stat.S_ISREG(status.st_mode):
                         found.append((file, status.st_size, status.st_mtime_ns))
-    except PermissionError as error:
-        raise DataError(f"no permission to list {shown(str(error.filename))}; allow it or move it") from error
+        except PermissionError as error:
+            raise DataError(f"no permission to list {shown(str(error.filename))}; allow it or move it") from error
+        except OSError as error:
+            if not folder:
+                raise DataError(f"{shown(str(root))} cannot be listed: {reason(error)}; name another folder") from error
+            found.append((folder, 0, 0))
     return sorted(found)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ V = TypeVar("V", bound=Hashable)
 
 IMAGE_COLUMNS = ("file", "path", "image", "name", "filename", "id")
 LABEL_COLUMNS = ("label", "class", "target")
+MOST_LINE = 1 << 24
 UNKNOWN = 255
 """-1 as int8, in a row of marks: one byte a class, 1 present, 0 absent."""
 MARKS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": UNKNOWN, "-1.0": UNKNOWN, "": UNKNOWN}
@@ -116,10 +117,10 @@ def _read(path: Path) -> _Table:
     name = shown(str(path))
     try:
         with path.expanduser().open(encoding="utf-8-sig", newline="") as stream:
-            first = stream.readline()
+            first = stream.readline(MOST_LINE)
             stream.seek(0)
             delimiter = next((mark for mark in "\t,;" if mark in first), ",")
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
             rows, lines = list[list[str]](), list[int]()
             for row in reader:
                 if row:
@@ -128,7 +129,7 @@ def _read(path: Path) -> _Table:
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 text; save it as CSV in UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{name} line {reader.line_num} is not CSV: {error}; correct it") from error
+        raise DataError(f"{name} line {reader.line_num} is not CSV: {shown(str(error))}; correct it") from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {(error.strerror or str(error)).lower()}; name a CSV file") from error
     header = rows[0] if rows else []
@@ -141,6 +142,14 @@ def _read(path: Path) -> _Table:
     first_other = next((i for i, column in enumerate(lower) if column not in LABEL_COLUMNS), 0)
     image = next((lower.index(column) for column in IMAGE_COLUMNS if column in lower), first_other)
     return _Table(name, header, rows[1:], image)
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    # Not by the stream: of a file without lines the first would be all of it.
+    while line := stream.readline(MOST_LINE):
+        if len(line) == MOST_LINE:
+            raise csv.Error(f"a line is longer than {MOST_LINE:,} characters")
+        yield line
 
 
 def _positions(table: _Table, source: Source, say: Callable[[str], None]) -> list[int]:

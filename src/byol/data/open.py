@@ -13,7 +13,7 @@ import numpy as np
 from byol import names
 from byol.data.arrays import digits, from_array_file, from_arrays
 from byol.data.decode import is_image_name
-from byol.data.folder import from_folder
+from byol.data.folder import from_folder, walk
 from byol.data.parquet import from_parquet
 from byol.data.shards import ENDINGS, from_shards, is_elsewhere
 from byol.data.source import DataError, Part, Source, shown
@@ -59,6 +59,8 @@ def open_source(
         return from_folder(name, path, part, channels)
     if not path.exists():
         raise DataError(_missing(name, path))
+    if not path.is_file():
+        raise DataError(f"{shown(name)} is neither a file nor a folder; use {KINDS}")
     if path.suffix.lower() == ".tar" or (
         path.suffix.lower() == ".parquet" and (streams or path.stat().st_size > STREAM_FROM_BYTES)
     ):
@@ -75,8 +77,9 @@ def _is_of_shards(path: Path) -> bool:
     with os.scandir(path) as entries:
         if not any(entry.name.lower().endswith(ENDINGS) for entry in entries):
             return False
-    sizes = {suffix: [file.stat().st_size for file in path.rglob("*" + suffix)] for suffix in ENDINGS}
-    if sizes[".tar"] and any(is_image_name(file.name) for file in path.rglob("*")):
+    files = [(file.lower(), num_bytes) for file, num_bytes, _ in walk(path)]
+    sizes = {suffix: [num_bytes for file, num_bytes in files if file.endswith(suffix)] for suffix in ENDINGS}
+    if sizes[".tar"] and any(is_image_name(file) for file, _ in files):
         raise DataError(
             f"{shown(str(path))} holds images and .tar archives; name '{shown(str(path))}/*.tar', or move them"
         )

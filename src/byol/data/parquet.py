@@ -18,6 +18,10 @@ from byol.data.source import DataError, Part, Source, no_test_part, shown, verif
 
 F = TypeVar("F")
 
+ROWS_AT_ONCE = 256
+MOST_BYTES, MOST_GROWTH = 1 << 28, 20
+"""What is read of a file may be that large, or that many times the file: encoded images hardly get smaller in one."""
+
 
 def _words(file: str) -> set[str]:
     # A path with two of the words belongs to no part: in both, it would be tested on what it trained.
@@ -55,7 +59,9 @@ def from_parquet(name: str, files: list[tuple[str, Path]], part: Part, channels:
             with path.open("rb") as stream:
                 contents.append(hashlib.file_digest(stream, "sha256").digest())
             digest.update(os.fsencode(f"{file}\0") + contents[-1])
-        except (pa.ArrowException, OSError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # Arrow's, and of names that are no UTF-8 Python's
             raise DataError(f"{shown(file)} is not a readable Parquet file; write it again") from error
         tables.append(table)
         classes = classes or class_names
@@ -133,13 +139,37 @@ def _columns(file: str, path: Path) -> tuple[Any, tuple[str, ...] | None]:
 
     with pq.ParquetFile(path) as parquet:
         column, labelled, class_names = image_column(file, parquet.schema_arrow)
-        table = parquet.read([column, "label"] if labelled else [column])
+        check_rows(file, parquet.metadata.num_rows, path.stat().st_size)
+        table = read_some(file, parquet, [column, "label"] if labelled else [column], path.stat().st_size)
     images, paths = table[column], pa.nulls(len(table), pa.string())
     if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
         paths = pc.struct_field(images, "path").cast(pa.string())
     labels = table["label"].cast(pa.int64()) if labelled else pa.nulls(len(table), pa.int64())
     columns = {"encoded": encoded_images(file, column, images), "path": paths, "label": pc.fill_null(labels, -1)}
     return pa.table(columns), class_names
+
+
+def check_rows(file: str, num_rows: int, num_bytes: int) -> None:
+    """DataError where a file says that it holds more images than bytes: what is made for each row takes memory."""
+    if not 0 <= num_rows <= num_bytes:
+        raise DataError(f"{shown(file)} says that it holds {num_rows:,} rows in {num_bytes:,} bytes; write it again")
+
+
+def read_some(file: str, parquet: Any, columns: list[str], num_bytes: int, unit: int | None = None) -> Any:
+    """A table of those columns, of one row group or all. DataError where it is far more than the file holds: one value
+    of a dictionary may stand in every row. num_bytes: of the file."""
+    import pyarrow as pa
+
+    batches, total = [], 0
+    groups = range(parquet.metadata.num_row_groups) if unit is None else [unit]
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, groups, columns):
+        batches.append(batch)
+        total += batch.nbytes
+        if total > max(MOST_BYTES, MOST_GROWTH * num_bytes):
+            raise DataError(f"{shown(file)} is {num_bytes:,} bytes and grows beyond {total:,}; write it again")
+    schema = batches[0].schema if batches else parquet.schema_arrow
+    table = pa.Table.from_batches(batches, schema)
+    return table.select(columns)
 
 
 def image_column(file: str, schema: Any) -> tuple[str, bool, tuple[str, ...] | None]:
@@ -153,7 +183,7 @@ def image_column(file: str, schema: Any) -> tuple[str, bool, tuple[str, ...] | N
     if "label" not in schema.names:
         return column, False, None
     if not pa.types.is_integer(kind := schema.field("label").type):
-        raise DataError(f"{shown(file)}: `label` is {kind}; make it int64 or drop it")
+        raise DataError(f"{shown(file)}: `label` is {shown(str(kind))}; make it int64 or drop it")
     return column, True, _class_names(schema.metadata or {})
 
 
@@ -165,7 +195,7 @@ def encoded_images(file: str, column: str, images: Any) -> Any:
     if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = pc.struct_field(images, "bytes")
     if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-        raise DataError(f"{shown(file)}: column `{column}` is {images.type}; it must hold encoded images")
+        raise DataError(f"{shown(file)}: column `{column}` is {shown(str(images.type))}; it must hold encoded images")
     return images.cast(pa.large_binary())
 
 

@@ -13,7 +13,6 @@ import posixpath
 import re
 import tarfile
 import time
-import zipfile
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,13 +21,14 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
 
-from byol.data.decode import Unusable, decode, header, is_image_name
-from byol.data.parquet import encoded_images, has_parts, image_column, of_part
+from byol.data import plain
+from byol.data.decode import MOST_ENCODED_BYTES, Unusable, decode, header, is_image_name
+from byol.data.parquet import check_rows, encoded_images, has_parts, image_column, of_part, read_some
 from byol.data.places import cache_directory
 from byol.data.source import DataError, Part, Source, shown
 from byol.data.units import UnitCache, some_rows
@@ -39,6 +39,8 @@ TRIES = 3
 MOST_PADDING = 8 << 20
 """Zeros after the last member of an archive: writers fill up their last record, of 10 KiB unless said. More are what a
 download has not filled."""
+MOST_HEADER_BYTES = 1 << 16
+"""Of a name or the like before a member of an archive."""
 SAMPLE, SAMPLE_OF_A_UNIT = 64, 8
 """Images whose headers say what the others are like."""
 ENDINGS = (".parquet", ".tar")
@@ -224,7 +226,10 @@ class _File:
 
 
 def _opened(name: str, url: str) -> _File:
+    system, path = _STORAGE.of(url)
     try:
+        if system.info(path)["type"] == "other":  # a pipe would never answer
+            raise DataError(f"{shown(name)} is not a file; take it out of the folder")
         return _ParquetFile.of(name, url) if url.endswith(".parquet") else _Archive.of(name, url)
     except DataError:
         raise
@@ -243,11 +248,12 @@ class _ParquetFile(_File):
         with _STORAGE.open(url) as stream, pq.ParquetFile(stream) as parquet:
             schema = parquet.schema_arrow
             column, labelled, classes = image_column(name, schema)
+            size = stream.seek(0, 2)
+            check_rows(name, parquet.metadata.num_rows, size)
             labels = np.full(parquet.metadata.num_rows, -1, np.int64)
             if labelled:
                 labels = parquet.read(["label"])["label"].fill_null(-1).to_numpy().astype(np.int64)
             groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
-            size = stream.seek(0, 2)
         starts = np.cumsum([0, *(group.num_rows for group in groups[:-1])])
         largest = max((group.total_byte_size for group in groups), default=0)
         return cls(name, url, size, labels, starts, largest, classes, column)
@@ -256,7 +262,7 @@ class _ParquetFile(_File):
         import pyarrow.parquet as pq
 
         with _STORAGE.open(self.url) as stream, pq.ParquetFile(stream) as parquet:
-            table = parquet.read_row_group(unit, columns=[self.column])
+            table = read_some(self.name, parquet, [self.column], self.num_bytes, unit)
         return encoded_images(self.name, self.column, table[self.column]).to_pylist()
 
 
@@ -273,7 +279,7 @@ class _Archive(_File):
         about = system.info(path)
         key = [url, about["size"], *(str(about.get(k)) for k in ("mtime", "ETag", "LastModified", "last_commit"))]
         kept = cache_directory() / "archives" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"
-        members = _read_members(kept)
+        members = _read_members(kept, about["size"])
         if members is None:
             members = _members(name, url)
             with contextlib.suppress(OSError):  # a full disk costs time, the next time
@@ -301,13 +307,31 @@ class _Archive(_File):
             raise OSError("it has changed since the run began")
         held = system.cat_file(path, start=begin, end=end)
         rows = zip((self.starts[first:last] - begin).tolist(), self.lengths[first:last].tolist(), strict=True)
-        return [held[start : start + length] for start, length in rows]
+        return [held[start : start + length] or None for start, length in rows]
 
 
-def _read_members(kept: Path) -> tuple[np.ndarray, ...] | None:
-    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
-        return found["starts"], found["lengths"], found["labels"]
+def _read_members(kept: Path, num_bytes: int) -> tuple[np.ndarray, ...] | None:
+    """What `_members` gave once; None where it was not kept, or is no members of an archive of so many bytes."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = plain.zipped(kept)[1]
+        starts, lengths, labels = members = found["starts"], found["lengths"], found["labels"]
+        if {each.shape for each in members} == {starts.shape} and {each.dtype for each in members} == {labels.dtype}:
+            ordered = (np.diff(starts) > 0).all() and ((lengths >= 0) & (starts >= 0)).all()
+            if ordered and labels.dtype == np.int64 and (starts + lengths).max(initial=0) <= num_bytes:
+                return members
     return None
+
+
+class _Member(tarfile.TarInfo):
+    """Of which a header that is followed by another one, with a long name, may not be as long as an archive, and no
+    size below zero: tarfile would go back, and come again."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0 or (found.type in (b"x", b"g", b"X", b"K", b"L") and found.size > MOST_HEADER_BYTES):
+            raise tarfile.ReadError("a header without measure")
+        return found
 
 
 def _members(name: str, url: str) -> tuple[np.ndarray, ...]:
@@ -315,26 +339,28 @@ def _members(name: str, url: str) -> tuple[np.ndarray, ...]:
     the first dot. DataError where the archive ends before its end."""
     samples: OrderedDict[str, list[int]] = OrderedDict()
     labels: dict[str, int] = {}
-    with _STORAGE.open(url) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+    damaged = "is damaged, or was never closed, after {:,} samples; fetch or write it anew"
+    with _STORAGE.open(url) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as archive:
         for member in archive:
+            if archive.offset <= member.offset:  # a pax header can say a size too
+                raise DataError(f"{shown(name)} {damaged.format(len(samples))}")
             folder, _, base = member.name.rpartition("/")
             stem, _, ending = base.partition(".")
             key = f"{folder}/{stem}"
-            if not member.isfile() or not stem:
+            if not member.isfile() or member.issparse() or not stem:
                 continue
             if is_image_name("." + ending):
-                samples.setdefault(key, [member.offset_data, member.size])
+                size = member.size if member.size <= MOST_ENCODED_BYTES else 0
+                samples.setdefault(key, [member.offset_data, size])
             elif ending == "cls" and (text := archive.extractfile(member)) is not None:
                 value = text.read(32).strip()
-                if value.isdigit():
+                if value.isdigit() and len(value) <= 18:
                     labels[key] = int(value)
         # tarfile takes a damaged header, zeros of a download, or nothing at all for the zeros that end an archive.
         rest = stream.seek(0, 2) - archive.offset
         stream.seek(archive.offset)
         if not tarfile.BLOCKSIZE <= rest <= MOST_PADDING or any(stream.read(rest)):
-            raise DataError(
-                f"{shown(name)} is damaged, or was never closed, after {len(samples):,} samples; fetch or write it anew"
-            )
+            raise DataError(f"{shown(name)} {damaged.format(len(samples))}")
     places = np.array(list(samples.values()), np.int64).reshape(-1, 2)
     return places[:, 0], places[:, 1], np.array([labels.get(key, -1) for key in samples], np.int64)
 
@@ -374,9 +400,10 @@ class Shards:
 
     def _bytes(self, position: int) -> bytes:
         unit = self.unit_of(position)
-        data = self.units[unit][position - int(self.starts[unit])]
+        # Of a damaged file a row group may be shorter than it says.
+        data = next(iter(self.units[unit][position - int(self.starts[unit]) :]), None)
         if data is None:
-            raise Unusable("the row holds no image bytes")
+            raise Unusable("the row holds no image bytes, or too many")
         return data
 
     def _read(self, number: int) -> list[bytes | None]:
@@ -387,9 +414,11 @@ class Shards:
                 return file.read(unit)
             except FileNotFoundError:
                 raise DataError(f"{shown(file.name)} is gone; put it back") from None
+            except DataError:  # it would say the same again
+                raise
             except Exception as error:  # every kind of storage has its own
                 if tried + 1 == TRIES:
-                    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                    reason = shown((str(error).splitlines() or [""])[0] or type(error).__name__)
                     raise DataError(f"{shown(file.name)} cannot be read, row group or part {unit}: {reason}") from None
                 time.sleep(2**tried)
         raise AssertionError("returned or raised")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from byol.data import plain
 from byol.data.decode import Unusable
 from byol.data.places import cache_directory
 from byol.data.units import UnitCache
@@ -30,6 +31,8 @@ MEASURED_VALUES = 2**25
 """Of all channels together, held in memory."""
 MEASURED_SHARE = 0.001
 KEPT_LISTINGS = 20
+MOST_SHOWN = 400
+"""Characters."""
 
 
 HOW_TO_LABEL = "put the images in one sub-folder a class, or use a Parquet file with a `label` column"
@@ -199,7 +202,7 @@ class Source:
 
     def name_of(self, image_id: int) -> str:
         """The entry's name, on one printable line."""
-        return shown(self.listing.name(self._position(image_id)))
+        return printable(self.listing.name(self._position(image_id)))
 
     def _position(self, image_id: int) -> int:
         if not 0 <= image_id < self.num_listed:
@@ -283,7 +286,13 @@ def verified(
     not 8-bit gray or RGB) as many as most of them have, and the others, and those of other bits, are unusable.
     kept_as: what tells this listing, as it is now, from all others; then its headers are read once.
     """
-    shapes, reasons = _headers(listing, num_listed, kept_as)
+    try:
+        shapes, reasons = _headers(listing, num_listed, kept_as)
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"a process died while it read headers of {shown(name)}: out of memory, or a file that its reader does not "
+            "survive; open parts of the folder to find it"
+        ) from error
     usable = shapes[:, 0] > 0
     if channels not in (None, 1, 3) and not isinstance(listing, Deep):
         raise DataError(f"{shown(name)} holds 8-bit gray and RGB images; channels={channels} is for folders and arrays")
@@ -376,16 +385,21 @@ def _headers(listing: Listing, num_listed: int, kept_as: str | None) -> tuple[np
     directory = cache_directory() / "listings"
     kept = directory / f"{kept_as}.npz"
     if kept_as is not None and kept.is_file():
-        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(kept) as found:
-            os.utime(kept)
-            return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found = plain.zipped(kept)[1]
+            kinds = found["shapes"].dtype, found["positions"].dtype, found["reasons"].dtype.kind
+            if found["shapes"].shape == (num_listed, 4) and kinds == (np.int32, np.int64, "U"):
+                os.utime(kept)
+                return found["shapes"], list(zip(found["positions"].tolist(), found["reasons"].tolist(), strict=True))
     look = partial(_look, listing)
     numbers = np.arange(num_listed)
     if kept_as is not None and "fork" in multiprocessing.get_all_start_methods():
         # Of very many files, threads would only hand Python's lock around.
         # The listing is there in each process from the beginning; sent along, it would be as often in memory.
-        with multiprocessing.get_context("fork").Pool(NUM_THREADS, _hold, (look,)) as pool:
-            looked = pool.map(_look_at, np.array_split(numbers, max(1, num_listed // 1000)))
+        # Not multiprocessing's own pool, which waits without end for a process that died.
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(NUM_THREADS, context, initializer=_hold, initargs=(look,)) as pool:
+            looked = list(pool.map(_look_at, np.array_split(numbers, max(1, num_listed // 1000))))
     else:
         looked = [found for _, found in _in_threads(look, numbers)]
     shapes = np.concatenate([np.zeros((0, 4), np.int32), *(shape for shape, _ in looked)])
@@ -439,5 +453,11 @@ def no_test_part(name: str, how: str) -> DataError:
 
 
 def shown(name: str) -> str:
-    """A name safe to print on one line: quoted and escaped if it holds newlines or undecodable bytes."""
+    """What is safe to print on one line: `printable`, and of more than MOST_SHOWN characters both ends."""
+    text = printable(name)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]}"
+
+
+def printable(name: str) -> str:
+    """A name on one line: quoted and escaped if it holds newlines, control characters or undecodable bytes."""
     return name if name.isprintable() else repr(name)
