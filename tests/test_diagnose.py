@@ -93,7 +93,7 @@ def test_equal_rows_are_collapsed_whatever_rounding_leaves():
         assert numbers.std == pytest.approx(0, abs=1e-12)
         assert numbers.effective_rank == 0
         assert numbers.uniformity == pytest.approx(0, abs=1e-12)
-        assert verdict(numbers) == "collapsed"
+        assert verdict([numbers]) == "collapsed"
 
 
 def test_health_gathers_the_numbers():
@@ -123,17 +123,38 @@ def test_health_gathers_the_numbers():
     ],
 )
 def test_verdict_by_its_thresholds(std_ratio, rank, view_ratio, word):
-    assert verdict(numbers(std_ratio, rank, view_ratio), late=True) == word
+    assert verdict([numbers(std_ratio, rank, view_ratio)]) == word
 
 
 def numbers(std_ratio, rank=30.0, view_ratio=0.6):
     return Health(0.1, std_ratio, rank, alignment=0.1, uniformity=-2.0, view_ratio=view_ratio)
 
 
-def test_early_in_a_run_an_embedding_may_still_open_and_views_still_agree():
-    assert verdict(numbers(0.11, 30.0, 0.95)) == "narrow"
-    assert verdict(numbers(1.0, 30.0, 0.95)) == "healthy"
-    assert verdict(numbers(0.09, 30.0, 0.1)) == verdict(numbers(1.0, 2.9, 0.1)) == "collapsed"
+def test_before_a_look_counts_there_is_no_verdict():
+    assert verdict([]) == "early"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        ((60.0, 30.0, 29.9), ["healthy", "healthy", "collapsed"]),
+        ((20.0, 60.0, 40.0, 29.0, 31.0), ["healthy", "healthy", "healthy", "collapsed", "healthy"]),
+        ((60.0, 45.0, 33.0, 25.0, 25.0), ["healthy", "healthy", "healthy", "collapsed", "collapsed"]),
+        ((25.0, 25.0, 25.0), ["healthy", "healthy", "healthy"]),
+        ((9.0, 4.6, 4.4), ["healthy", "narrow", "collapsed"]),
+    ],
+    ids=["half", "highest so far", "slowly", "never high", "from few"],
+)
+def test_a_rank_is_judged_by_the_highest_so_far(ranks, words):
+    looks = [numbers(1.0, rank) for rank in ranks]
+    assert [verdict(looks[: i + 1]) for i in range(len(looks))] == words
+
+
+def test_the_last_look_alone_is_called_collapsed():
+    point, well = numbers(0.1), numbers(1.0)
+    assert verdict([well, point]) == "collapsed"
+    assert verdict([point, well]) == "healthy"
+    assert verdict([numbers(1.0, view_ratio=0.95), well]) == "healthy"
 
 
 def test_view_ratio_by_hand():
@@ -147,10 +168,10 @@ def test_view_ratio_by_hand():
 def test_verdicts_of_embeddings_one_can_picture():
     z = sphere(256, 32)
     line = z[:, :1] * sphere(1, 32, seed=1)
-    assert verdict(health(z, z)) == "healthy"
-    assert verdict(health(line, line)) == "collapsed"
-    assert verdict(health(z + 2.2, z + 2.2)) == "narrow"
-    assert verdict(health(z + 10, z + 10)) == "collapsed"
+    assert verdict([health(z, z)]) == "healthy"
+    assert verdict([health(line, line)]) == "collapsed"
+    assert verdict([health(z + 2.2, z + 2.2)]) == "narrow"
+    assert verdict([health(z + 10, z + 10)]) == "collapsed"
 
 
 def test_numbers_carry_no_gradient():

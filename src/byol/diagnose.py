@@ -7,6 +7,7 @@ gradient, and returns a finite float also for degenerate input: equal rows, zero
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,19 +15,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-ONE_POINT_STD_RATIO = 0.1
-"""Below this, the embedding is one point and little more. Rows spread evenly on the sphere give 1, equal rows 0."""
+SETTLED_STEPS = 40
+"""Before so many steps no look counts: batch norm's running statistics, of which each step replaces a tenth, are still
+those of the start."""
 
 COLLAPSED_STD_RATIO = 0.3
-"""Below this, the embedding is close to one point. It counts in a run's second half: without batch norm an embedding
-starts there, and opens in its first steps."""
+"""Below this, the embedding is close to one point. Rows spread evenly on the sphere give 1, equal rows 0."""
 
 COLLAPSED_RANK = 3.0
 """Below this effective rank, the embedding is close to one line or two."""
 
+COLLAPSED_RANK_SHARE = 0.5
+"""Below this share of the highest effective rank so far, the embedding has lost most of its directions."""
+
 COLLAPSED_VIEW_RATIO = 0.9
-"""Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in them.
-Before training it may be so; it counts in a run's second half."""
+"""Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in
+them."""
 
 NARROW_STD_RATIO = 0.5
 """Below this, most of each row is common to all images."""
@@ -35,6 +39,8 @@ NARROW_RANK = 5.0
 """Below this effective rank, the embedding uses hardly more than four directions. The thresholds are
 this package's choice, not a paper's. The rank is at most min(B - 1, d): with B < 6 or d < 5 no verdict is
 healthy."""
+
+Word = Literal["early", "healthy", "narrow", "collapsed"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,23 @@ def health(z1: Tensor, z2: Tensor) -> Health:
     )
 
 
-def verdict(health: Health, *, late: bool = False) -> Literal["healthy", "narrow", "collapsed"]:
-    """One word for the numbers, by the thresholds of this module. late: in a run's second half."""
-    if health.effective_rank < COLLAPSED_RANK or health.std_ratio < ONE_POINT_STD_RATIO:
+def verdict(looks: Sequence[Health]) -> Word:
+    """One word for the last of the looks at a run, by the thresholds of this module; "early" where there is none.
+
+    looks: in order, those that count: from the end of the learning rate's warm-up on, and not before `SETTLED_STEPS`.
+    Until then an embedding may still open up, and its rank is that of random weights.
+    """
+    if not looks:
+        return "early"
+    now = looks[-1]
+    highest = max(look.effective_rank for look in looks)
+    if (
+        now.std_ratio < COLLAPSED_STD_RATIO
+        or now.effective_rank < max(COLLAPSED_RANK, COLLAPSED_RANK_SHARE * highest)
+        or now.view_ratio > COLLAPSED_VIEW_RATIO
+    ):
         return "collapsed"
-    if late and (health.std_ratio < COLLAPSED_STD_RATIO or health.view_ratio > COLLAPSED_VIEW_RATIO):
-        return "collapsed"
-    if health.std_ratio < NARROW_STD_RATIO or health.effective_rank < NARROW_RANK:
+    if now.std_ratio < NARROW_STD_RATIO or now.effective_rank < NARROW_RANK:
         return "narrow"
     return "healthy"
 
