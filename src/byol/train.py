@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from byol import checkpoint, cluster, rng
 from byol.convolution import use_matrix_products
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import DataError, Source
+from byol.diagnose import SETTLED_STEPS, Health
 from byol.encoder import SMALL_IMAGE_PX, Encoder, EncoderSpec, initialize
 from byol.export import parameter_count, save_backbone, start_from
 from byol.machine import process_memory
@@ -264,6 +265,7 @@ class Training:
         self.hold_out = None
         if held is not None:
             self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader, self.networks.classifier)
+        self._found: list[Health] = []
         self._redraw = any(
             isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == "DropPath"
             for m in self.module.modules()
@@ -342,6 +344,7 @@ class Training:
         start = self._restore() if resume else 0
         metrics = _Metrics(self.directory, start) if rank() == 0 else _NoMetrics()
         seconds, collapsed, looked = agreed(metrics.standing())
+        self._found = [found for step, found in metrics.looks() if self._settled(step)]
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         try:
@@ -457,7 +460,11 @@ class Training:
         # to the next replay.
         eager = torch.compiler.set_stance("force_eager") if self.run.compile else nullcontext()
         with self.fabric.autocast(), eager:
-            return self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
+            return self.hold_out.look(self.method, step, earlier=self._found if self._settled(step) else None)
+
+    def _settled(self, step: int) -> bool:
+        """Whether a look after so many steps counts for the verdict."""
+        return step >= SETTLED_STEPS and self.run.schedule_step(step) >= self.run.warmup_steps
 
     def _look(
         self, step: int, metrics: _Metrics | _NoMetrics, observe: Callable[[Progress], None], seconds: float
@@ -468,6 +475,7 @@ class Training:
         if rank() == 0:
             try:
                 found_here = self.look(step)
+                self._found += [found_here.health] if self._settled(step) else []
             except (DataError, OSError) as error:
                 self.save(step)
                 found_here = _unread(str(error), step)
@@ -524,6 +532,16 @@ class _Metrics:
         collapsed = look["step"] > 0 and look["held_out/verdict"] == "collapsed"  # a start is no collapse
         return seconds, int(collapsed), look["step"] == self._start
 
+    def looks(self) -> list[tuple[int, Health]]:
+        """The steps after which held-out images were looked at, and what was found."""
+        lines = map(json.loads, self._path.read_text("utf-8").splitlines())
+        names = [each.name for each in fields(Health)]
+        return [
+            (line["step"], Health(**{name: line[f"held_out/{name}"] for name in names}))
+            for line in lines
+            if "held_out/verdict" in line
+        ]
+
     def last(self, name: str) -> dict[str, Any] | None:
         """The last line that holds a number of that name."""
         lines = map(json.loads, reversed(self._path.read_text("utf-8").splitlines()))
@@ -552,6 +570,9 @@ class _NoMetrics:
 
     def standing(self) -> tuple[float, int, bool]:
         return 0.0, 0, False
+
+    def looks(self) -> list[tuple[int, Health]]:
+        return []
 
     def write(self, step: int, values: dict[str, Any]) -> None: ...
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None: ...
