@@ -116,8 +116,8 @@ def test_health_gathers_the_numbers():
         (0.5, 5.0, 0.9, "healthy"),
         (0.49, 30.0, 0.1, "narrow"),
         (1.0, 4.9, 0.1, "narrow"),
-        (0.3, 3.0, 0.6, "narrow"),
-        (0.29, 30.0, 0.1, "collapsed"),
+        (0.25, 3.0, 0.6, "narrow"),
+        (0.24, 30.0, 0.1, "collapsed"),
         (1.0, 2.9, 0.1, "collapsed"),
         (1.0, 30.0, 0.91, "collapsed"),
     ],
@@ -134,23 +134,27 @@ def test_before_a_look_counts_there_is_no_verdict():
     assert verdict([]) == "early"
 
 
+@pytest.mark.parametrize("number", ["std_ratio", "rank"])
 @pytest.mark.parametrize(
-    ("ranks", "words"),
+    ("shares", "fallen"),
     [
-        ((60.0, 30.0, 29.9), ["healthy", "healthy", "collapsed"]),
-        ((20.0, 60.0, 40.0, 29.0, 31.0), ["healthy", "healthy", "healthy", "collapsed", "healthy"]),
-        ((60.0, 45.0, 33.0, 25.0, 25.0), ["healthy", "healthy", "healthy", "collapsed", "collapsed"]),
-        ((25.0, 25.0, 25.0), ["healthy", "healthy", "healthy"]),
-        ((9.0, 4.6, 4.4), ["healthy", "narrow", "collapsed"]),
+        ((1.0, 0.5), ()),
+        ((1.0, 0.49), (1,)),
+        ((0.6, 1.0, 0.7, 0.49, 0.49, 0.51), (3, 4)),
+        ((1.0, 0.6, 0.55, 0.45, 0.4, 0.35), ()),
+        ((1.0, 1.0, 1.0, 0.8, 0.6, 0.45, 0.45), (5, 6)),
+        ((1.0, 1.0, *[0.45] * 20), range(2, 22)),
+        ((0.5, 0.5, 0.5), ()),
     ],
-    ids=["half", "highest so far", "slowly", "never high", "from few"],
+    ids=["half", "less", "from its highest, and back", "ever more slowly", "in mid-run", "for good", "never high"],
 )
-def test_a_rank_is_judged_by_the_highest_so_far(ranks, words):
-    looks = [numbers(1.0, rank) for rank in ranks]
-    assert [verdict(looks[: i + 1]) for i in range(len(looks))] == words
+def test_a_fall_is_by_half_within_the_later_half_of_the_looks(number, shares, fallen):
+    looks = [numbers(share) if number == "std_ratio" else numbers(1.0, 60 * share) for share in shares]
+    collapsed = [i for i in range(len(looks)) if verdict(looks[: i + 1]) == "collapsed"]
+    assert collapsed == list(fallen)
 
 
-def test_the_last_look_alone_is_called_collapsed():
+def test_the_last_look_is_judged():
     point, well = numbers(0.1), numbers(1.0)
     assert verdict([well, point]) == "collapsed"
     assert verdict([point, well]) == "healthy"

@@ -19,14 +19,15 @@ SETTLED_STEPS = 40
 """Before so many steps no look counts: batch norm's running statistics, of which each step replaces a tenth, are still
 those of the start."""
 
-COLLAPSED_STD_RATIO = 0.3
+COLLAPSED_STD_RATIO = 0.25
 """Below this, the embedding is close to one point. Rows spread evenly on the sphere give 1, equal rows 0."""
 
 COLLAPSED_RANK = 3.0
 """Below this effective rank, the embedding is close to one line or two."""
 
-COLLAPSED_RANK_SHARE = 0.5
-"""Below this share of the highest effective rank so far, the embedding has lost most of its directions."""
+FALLEN_SHARE = 0.5
+"""Below this share of its highest value of late, the embedding's std ratio or effective rank has fallen: the embedding
+has lost most of its spread or of its directions."""
 
 COLLAPSED_VIEW_RATIO = 0.9
 """Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in
@@ -78,21 +79,33 @@ def verdict(looks: Sequence[Health]) -> Word:
     """One word for the last of the looks at a run, by the thresholds of this module; "early" where there is none.
 
     looks: in order, those that count: from the end of the learning rate's warm-up on, and not before `SETTLED_STEPS`.
-    Until then an embedding may still open up, and its rank is that of random weights.
+    Until then an embedding may still open up.
     """
     if not looks:
         return "early"
     now = looks[-1]
-    highest = max(look.effective_rank for look in looks)
     if (
         now.std_ratio < COLLAPSED_STD_RATIO
-        or now.effective_rank < max(COLLAPSED_RANK, COLLAPSED_RANK_SHARE * highest)
+        or now.effective_rank < COLLAPSED_RANK
         or now.view_ratio > COLLAPSED_VIEW_RATIO
+        or _fallen([look.std_ratio for look in looks])
+        or _fallen([look.effective_rank for look in looks])
     ):
         return "collapsed"
     if now.std_ratio < NARROW_STD_RATIO or now.effective_rank < NARROW_RANK:
         return "narrow"
     return "healthy"
+
+
+def _fallen(values: Sequence[float]) -> bool:
+    """Whether the last value is below `FALLEN_SHARE` of the highest in the later half of those so far, or has not come
+    back to that since it was."""
+    # The later half: from random weights the rank comes down in every method, at first fast, then ever more slowly.
+    height = None
+    for i, value in enumerate(values):
+        highest = height or max(values[i // 2 : i + 1])
+        height = highest if value < FALLEN_SHARE * highest else None
+    return height is not None
 
 
 def feature_std(z: Tensor) -> float:
