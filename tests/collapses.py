@@ -125,6 +125,11 @@ def one_label(method: Any, optimizer: Optimizer) -> None:
     method.forward = lambda *views, labels: right(*views, labels=torch.zeros_like(labels))
 
 
+def wrong_pairs(method: Method, optimizer: Optimizer) -> None:
+    """Each image's second view is of another image."""
+    method.register_forward_pre_hook(lambda _, views: (views[0], views[1].roll(1, 0)))
+
+
 def two_directions(method: Method, optimizer: Optimizer) -> None:
     """All that passes the projector passes two numbers."""
     width = next(m.out_features for m in reversed(list(method.projector.modules())) if isinstance(m, nn.Linear))
@@ -172,6 +177,11 @@ CAUSES: dict[str, tuple[str, Spoil]] = {
     "InstDisc, weight decay x 1e6": ("instdisc", with_optimizer(weight_decay=1e6)),
     "one label": ("supervised", one_label),
     "supervised, dead units": ("supervised", dead_units),
+    "BYOL, dead units": ("byol", dead_units),
+    "SimSiam, grey views": ("simsiam", with_views(torch.zeros_like)),
+    "VICReg, learning rate x 300": ("vicreg", with_optimizer(lr_scale=300)),
+    "InstDisc, offset": ("instdisc", offset),
+    "wrong pairs": ("moco_v3", wrong_pairs),
 }
 """What is wrong -> the method it is wrong with, and how."""
 

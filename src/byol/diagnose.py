@@ -26,8 +26,8 @@ COLLAPSED_RANK = 3.0
 """Below this effective rank, the embedding is close to one line or two."""
 
 FALLEN_SHARE = 0.5
-"""Below this share of its highest value of late, the embedding's std ratio or effective rank has fallen: the embedding
-has lost most of its spread or of its directions."""
+"""Below this share of its highest of late, std ratio x effective rank has fallen: the embedding has lost most of its
+spread, or of its directions, or some of both."""
 
 COLLAPSED_VIEW_RATIO = 0.9
 """Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in
@@ -88,8 +88,7 @@ def verdict(looks: Sequence[Health]) -> Word:
         now.std_ratio < COLLAPSED_STD_RATIO
         or now.effective_rank < COLLAPSED_RANK
         or now.view_ratio > COLLAPSED_VIEW_RATIO
-        or _fallen([look.std_ratio for look in looks])
-        or _fallen([look.effective_rank for look in looks])
+        or _fallen([look.std_ratio * look.effective_rank for look in looks])
     ):
         return "collapsed"
     if now.std_ratio < NARROW_STD_RATIO or now.effective_rank < NARROW_RANK:
@@ -98,12 +97,13 @@ def verdict(looks: Sequence[Health]) -> Word:
 
 
 def _fallen(values: Sequence[float]) -> bool:
-    """Whether the last value is below `FALLEN_SHARE` of the highest in the later half of those so far, or has not come
-    back to that since it was."""
-    # The later half: from random weights the rank comes down in every method, at first fast, then ever more slowly.
+    """Whether the last value is below `FALLEN_SHARE` of the highest in the last two thirds of those so far, or has not
+    come back to that since it was."""
+    # From random weights the rank comes down in every method, at first fast and then ever more slowly: from any step to
+    # three times as many by about as much.
     height = None
     for i, value in enumerate(values):
-        highest = height or max(values[i // 2 : i + 1])
+        highest = height or max(values[i // 3 : i + 1])
         height = highest if value < FALLEN_SHARE * highest else None
     return height is not None
 
