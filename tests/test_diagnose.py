@@ -93,7 +93,7 @@ def test_equal_rows_are_collapsed_whatever_rounding_leaves():
         assert numbers.std == pytest.approx(0, abs=1e-12)
         assert numbers.effective_rank == 0
         assert numbers.uniformity == pytest.approx(0, abs=1e-12)
-        assert verdict(numbers) == "collapsed"
+        assert verdict([numbers]) == "collapsed"
 
 
 def test_health_gathers_the_numbers():
@@ -116,24 +116,55 @@ def test_health_gathers_the_numbers():
         (0.5, 5.0, 0.9, "healthy"),
         (0.49, 30.0, 0.1, "narrow"),
         (1.0, 4.9, 0.1, "narrow"),
-        (0.3, 3.0, 0.6, "narrow"),
-        (0.29, 30.0, 0.1, "collapsed"),
+        (0.25, 3.0, 0.6, "narrow"),
+        (0.24, 30.0, 0.1, "collapsed"),
         (1.0, 2.9, 0.1, "collapsed"),
         (1.0, 30.0, 0.91, "collapsed"),
     ],
 )
 def test_verdict_by_its_thresholds(std_ratio, rank, view_ratio, word):
-    assert verdict(numbers(std_ratio, rank, view_ratio), late=True) == word
+    assert verdict([numbers(std_ratio, rank, view_ratio)]) == word
 
 
 def numbers(std_ratio, rank=30.0, view_ratio=0.6):
     return Health(0.1, std_ratio, rank, alignment=0.1, uniformity=-2.0, view_ratio=view_ratio)
 
 
-def test_early_in_a_run_an_embedding_may_still_open_and_views_still_agree():
-    assert verdict(numbers(0.11, 30.0, 0.95)) == "narrow"
-    assert verdict(numbers(1.0, 30.0, 0.95)) == "healthy"
-    assert verdict(numbers(0.09, 30.0, 0.1)) == verdict(numbers(1.0, 2.9, 0.1)) == "collapsed"
+def test_before_a_look_counts_there_is_no_verdict():
+    assert verdict([]) == "early"
+
+
+@pytest.mark.parametrize("number", ["std_ratio", "rank"])
+@pytest.mark.parametrize(
+    ("shares", "fallen"),
+    [
+        ((1.0, 0.5), ()),
+        ((1.0, 0.49), (1,)),
+        ((0.6, 1.0, 0.7, 0.49, 0.49, 0.51), (3, 4)),
+        ((1.0, 0.8, 0.7, 0.49), ()),
+        ((1.0, 1.0, 0.7, 0.49), (3,)),
+        ((1.0, 1.0, *[0.45] * 20), range(2, 22)),
+        ((0.5, 0.5, 0.5), ()),
+    ],
+    ids=["half", "less", "from its highest, and back", "since the first third", "after it", "for good", "never high"],
+)
+def test_a_fall_is_by_half_within_the_last_two_thirds_of_the_looks(number, shares, fallen):
+    looks = [numbers(share) if number == "std_ratio" else numbers(1.0, 60 * share) for share in shares]
+    collapsed = [i for i in range(len(looks)) if verdict(looks[: i + 1]) == "collapsed"]
+    assert collapsed == list(fallen)
+
+
+def test_spread_and_directions_lost_together_are_a_fall():
+    before = numbers(1.0, 60.0)
+    assert verdict([before, numbers(0.7, 45.0)]) == "healthy"
+    assert verdict([before, numbers(0.7, 42.0)]) == "collapsed"
+
+
+def test_the_last_look_is_judged():
+    point, well = numbers(0.1), numbers(1.0)
+    assert verdict([well, point]) == "collapsed"
+    assert verdict([point, well]) == "healthy"
+    assert verdict([numbers(1.0, view_ratio=0.95), well]) == "healthy"
 
 
 def test_view_ratio_by_hand():
@@ -147,10 +178,10 @@ def test_view_ratio_by_hand():
 def test_verdicts_of_embeddings_one_can_picture():
     z = sphere(256, 32)
     line = z[:, :1] * sphere(1, 32, seed=1)
-    assert verdict(health(z, z)) == "healthy"
-    assert verdict(health(line, line)) == "collapsed"
-    assert verdict(health(z + 2.2, z + 2.2)) == "narrow"
-    assert verdict(health(z + 10, z + 10)) == "collapsed"
+    assert verdict([health(z, z)]) == "healthy"
+    assert verdict([health(line, line)]) == "collapsed"
+    assert verdict([health(z + 2.2, z + 2.2)]) == "narrow"
+    assert verdict([health(z + 10, z + 10)]) == "collapsed"
 
 
 def test_numbers_carry_no_gradient():

@@ -17,6 +17,7 @@ from byol import checkpoint
 from byol.console import Terminal
 from byol.data.loader import Batch, Loader, Normalization, load_pixels, looked_at
 from byol.data.open import open_source
+from byol.diagnose import Health
 from byol.methods import Out
 from byol.methods.byol import BYOL
 from byol.networks import Networks, make_optimizer
@@ -139,7 +140,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(images, finished, tmp_path):
 
 @pytest.mark.parametrize("stop", [10, 30])
 def test_two_looks_in_a_row_count_across_a_stop_and_the_start_is_none_of_them(images, tmp_path, monkeypatch, stop):
-    monkeypatch.setattr("byol.online.verdict", lambda numbers, late: "collapsed")
+    monkeypatch.setattr("byol.online.verdict", lambda looks: "collapsed")
     options = replace(TINY, steps=60, stop_on_collapse=True)
 
     class StopAfterOneLook(Silent):
@@ -151,6 +152,30 @@ def test_two_looks_in_a_row_count_across_a_stop_and_the_start_is_none_of_them(im
         pretrain(images, tmp_path / "run", options, observer=StopAfterOneLook())
     with pytest.raises(TrainingStopped, match="stopped at step 40"):
         pretrain(images, tmp_path / "run", resume=True)
+
+
+def test_the_verdict_knows_looks_from_before_a_stop_and_none_from_the_warm_up(images, tmp_path, monkeypatch):
+    ranks = iter([9.0, 99.0, 99.0, 60.0, 29.0, 31.0])  # after 0, 20, 40, 60, 80 and 100 steps
+    monkeypatch.setattr(
+        "byol.online.health", lambda z1, z2: Health(0.1, 1.0, next(ranks), alignment=0.1, uniformity=-2, view_ratio=0.1)
+    )
+
+    class StopAt70(Silent):
+        def progress(self, progress):
+            if progress.step == 70:
+                raise KeyboardInterrupt
+
+    options = replace(TINY, steps=100, warmup_steps=50)
+    with pytest.raises(TrainingStopped, match="--resume"):
+        pretrain(images, tmp_path / "run", options, observer=StopAt70())
+    pretrain(images, tmp_path / "run", resume=True)
+    words = [m["held_out/verdict"] for m in lines(tmp_path / "run" / "metrics.jsonl") if "held_out/verdict" in m]
+    assert words == ["early", "early", "early", "healthy", "collapsed", "healthy"]
+
+
+def test_a_run_of_few_steps_has_no_verdict(finished):
+    looks = [m for m in lines(finished.out / "metrics.jsonl") if "held_out/verdict" in m]
+    assert [(m["step"], m["held_out/verdict"]) for m in looks] == [(0, "early"), (12, "early")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc, which only Linux has")
@@ -476,7 +501,7 @@ def test_byol_itself_is_not_called_collapsed(images, tmp_path, seed):
                       views=(View(crop_area=(0.4, 1), flip=0, blur=0),) * 2)  # fmt: skip
     pretrain(source, tmp_path / "run", options)
     looks = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "held_out/verdict" in m]
-    assert "collapsed" not in [m["held_out/verdict"] for m in looks if m["step"] > 0]
+    assert "collapsed" not in [m["held_out/verdict"] for m in looks]
     assert looks[-1]["held_out/verdict"] == "healthy"
 
 
@@ -491,7 +516,7 @@ def test_the_terminal_gives_the_advice_once_for_each_collapse():
 
     console = Console(record=True, width=200, stderr=True)
     with Terminal(console) as terminal:
-        for step, word in ((0, "collapsed"), (1, "collapsed"), (2, "collapsed"), (3, "healthy"), (4, "collapsed")):
+        for step, word in ((0, "early"), (1, "collapsed"), (2, "collapsed"), (3, "healthy"), (4, "collapsed")):
             terminal.progress(probe(step, word))
     told = [line for line in console.export_text().splitlines() if "has collapsed" in line]
     assert [line.split(":")[0] for line in told] == ["step 1", "step 4"]
@@ -502,7 +527,7 @@ def test_the_terminal_says_nothing_of_a_network_that_has_not_begun():
 
     console = Console(record=True, width=200, stderr=True)
     with Terminal(console) as terminal:
-        for step, word in ((0, "collapsed"), (1, "healthy")):
+        for step, word in ((0, "early"), (1, "healthy")):
             terminal.progress(probe(step, word))
     assert "collapsed" not in console.export_text()
 

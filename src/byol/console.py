@@ -30,6 +30,7 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 _WORDS = {
+    "early": "[dim]early[/]",
     "healthy": "[green]healthy[/]",
     "narrow": "[yellow]narrow[/]",
     "collapsed": "[bold red]collapsed[/]",
@@ -79,12 +80,11 @@ class Terminal:
 
     def progress(self, step: Step) -> None:
         if step.probe is not None:
-            # At step 0 batch norm's running statistics say nothing yet.
-            collapsed = step.probe.word == "collapsed" and step.step > 0
+            collapsed = step.probe.word == "collapsed"
             if collapsed and not self._collapsed:
                 self.say(f"[bold red]step {step.step}[/]: {ADVICE}")
             self._collapsed = collapsed
-            self._word = _WORDS[step.probe.word] if step.step > 0 else "-"
+            self._word = _WORDS[step.probe.word]
         if step.metrics:
             parts = [f"{step.images_per_second:,.0f} images/s", f"loss {step.metrics['loss']:.3f}"]
             if "tau" in step.metrics:

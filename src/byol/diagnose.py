@@ -7,26 +7,31 @@ gradient, and returns a finite float also for degenerate input: equal rows, zero
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-ONE_POINT_STD_RATIO = 0.1
-"""Below this, the embedding is one point and little more. Rows spread evenly on the sphere give 1, equal rows 0."""
+SETTLED_STEPS = 40
+"""Before so many steps no look counts: batch norm's running statistics, of which each step replaces a tenth, are still
+those of the start."""
 
-COLLAPSED_STD_RATIO = 0.3
-"""Below this, the embedding is close to one point. It counts in a run's second half: without batch norm an embedding
-starts there, and opens in its first steps."""
+COLLAPSED_STD_RATIO = 0.25
+"""Below this, the embedding is close to one point. Rows spread evenly on the sphere give 1, equal rows 0."""
 
 COLLAPSED_RANK = 3.0
 """Below this effective rank, the embedding is close to one line or two."""
 
+FALLEN_SHARE = 0.5
+"""Below this share of its highest of late, std ratio x effective rank has fallen: the embedding has lost most of its
+spread, or of its directions, or some of both."""
+
 COLLAPSED_VIEW_RATIO = 0.9
-"""Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in them.
-Before training it may be so; it counts in a run's second half."""
+"""Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in
+them."""
 
 NARROW_STD_RATIO = 0.5
 """Below this, most of each row is common to all images."""
@@ -35,6 +40,8 @@ NARROW_RANK = 5.0
 """Below this effective rank, the embedding uses hardly more than four directions. The thresholds are
 this package's choice, not a paper's. The rank is at most min(B - 1, d): with B < 6 or d < 5 no verdict is
 healthy."""
+
+Word = Literal["early", "healthy", "narrow", "collapsed"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Health:
     view_ratio: float
     """Distance of an image's views over that of different images: about 0 where views agree, 1 where they tell
     nothing."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Health:
+        """From numbers by name, among others."""
+        return cls(**{each.name: found[each.name] for each in fields(cls)})
 
 
 def health(z1: Tensor, z2: Tensor) -> Health:
@@ -68,15 +80,37 @@ def health(z1: Tensor, z2: Tensor) -> Health:
     )
 
 
-def verdict(health: Health, *, late: bool = False) -> Literal["healthy", "narrow", "collapsed"]:
-    """One word for the numbers, by the thresholds of this module. late: in a run's second half."""
-    if health.effective_rank < COLLAPSED_RANK or health.std_ratio < ONE_POINT_STD_RATIO:
+def verdict(looks: Sequence[Health]) -> Word:
+    """One word for the last of the looks at a run, by the thresholds of this module; "early" where there is none.
+
+    looks: in order, those that count: from the end of the learning rate's warm-up on, and not before `SETTLED_STEPS`.
+    Until then an embedding may still open up.
+    """
+    if not looks:
+        return "early"
+    now = looks[-1]
+    if (
+        now.std_ratio < COLLAPSED_STD_RATIO
+        or now.effective_rank < COLLAPSED_RANK
+        or now.view_ratio > COLLAPSED_VIEW_RATIO
+        or _fallen([look.std_ratio * look.effective_rank for look in looks])
+    ):
         return "collapsed"
-    if late and (health.std_ratio < COLLAPSED_STD_RATIO or health.view_ratio > COLLAPSED_VIEW_RATIO):
-        return "collapsed"
-    if health.std_ratio < NARROW_STD_RATIO or health.effective_rank < NARROW_RANK:
+    if now.std_ratio < NARROW_STD_RATIO or now.effective_rank < NARROW_RANK:
         return "narrow"
     return "healthy"
+
+
+def _fallen(values: Sequence[float]) -> bool:
+    """Whether the last value is below `FALLEN_SHARE` of the highest in the last two thirds of those so far, or has not
+    come back to that since it was."""
+    # From random weights the rank comes down in every method, at first fast and then ever more slowly: from any step to
+    # three times as many by about as much.
+    height = None
+    for i, value in enumerate(values):
+        highest = height or max(values[i // 3 : i + 1])
+        height = highest if value < FALLEN_SHARE * highest else None
+    return height is not None
 
 
 def feature_std(z: Tensor) -> float:

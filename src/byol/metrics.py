@@ -34,6 +34,14 @@ class Metrics:
         collapsed = look["step"] > 0 and look["held_out/verdict"] == "collapsed"  # a start is no collapse
         return seconds, int(collapsed), look["step"] == self._start
 
+    def looks(self) -> list[tuple[int, dict[str, Any]]]:
+        """The steps after which held-out images were looked at, and what was found then, by name."""
+        return [
+            (line["step"], {name.removeprefix("held_out/"): value for name, value in line.items()})
+            for line in json_lines(self._path)
+            if "held_out/verdict" in line
+        ]
+
     def last(self, name: str) -> dict[str, Any] | None:
         """The last line that holds a number of that name."""
         return next((line for line in reversed(json_lines(self._path)) if name in line), None)
@@ -71,6 +79,9 @@ class NoMetrics:
 
     def bad(self) -> set[int]:
         return set()
+
+    def looks(self) -> list[tuple[int, dict[str, Any]]]:
+        return []
 
     def write(self, step: int, values: dict[str, Any]) -> None: ...
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None: ...

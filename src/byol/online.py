@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from byol.data.loader import HOLD_OUT_EPOCH, Loader, looked_at
-from byol.diagnose import Health, health, verdict
+from byol.diagnose import Health, Word, health, verdict
 from byol.encoder import initialize
 from byol.evaluate.images import evaluation_images
 from byol.evaluate.knn import weighted_knn
@@ -48,7 +48,7 @@ class Probe:
 
     step: int
     health: Health
-    word: str
+    word: Word
     knn: float | None
     """Top-1 of weighted kNN, held-out images against at most 1,024 training images; None without labels."""
     classifier: float | None
@@ -75,8 +75,9 @@ class HoldOut:
             self._bank_rows = torch.from_numpy(labelled[looked_at(bank.source.subset(labelled), 1024)])
 
     @torch.no_grad()
-    def look(self, method: Method, step: int, *, late: bool = False) -> Probe:
-        """Alignment compares two views of each held-out image; all else reads the first. late: see `verdict`."""
+    def look(self, method: Method, step: int, *, earlier: Sequence[Health] | None = ()) -> Probe:
+        """Alignment compares two views of each held-out image; all else reads the first. earlier: what looks before
+        this one found, of those that count for `verdict`; None where this one does not."""
         training = method.training
         method.eval()
         try:
@@ -86,9 +87,8 @@ class HoldOut:
             ]
             z1, z2 = (torch.cat(part) for part in zip(*pairs, strict=True))
             found = health(z1, z2)
-            return Probe(
-                step, found, verdict(found, late=late), *(self._scores(method) if self._labelled else (None, None))
-            )
+            word = verdict([] if earlier is None else [*earlier, found])
+            return Probe(step, found, word, *(self._scores(method) if self._labelled else (None, None)))
         finally:
             method.train(training)
 

@@ -30,6 +30,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from byol import checkpoint, cluster, rng
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import DataError, Source
+from byol.diagnose import SETTLED_STEPS, Health
 from byol.encoder import SMALL_IMAGE_PX
 from byol.export import parameter_count, save_backbone
 from byol.files import write_json
@@ -230,6 +231,7 @@ class Training:
         # All that a forward pass changes: a step that goes wrong gives it back.
         self._statistics = [b for m in self.networks.modules() if isinstance(m, _NormBase) for b in m.buffers(False)]
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
+        self._found: list[Health] = []
         self._redraw = any(
             isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == "DropPath"
             for m in self.module.modules()
@@ -319,6 +321,7 @@ class Training:
         metrics = together(lambda: Metrics(self.directory, start) if rank() == 0 else NoMetrics())
         seconds, collapsed, looked = agreed(metrics.standing())
         bad: set[int] = agreed(metrics.bad())
+        self._found = [Health.of(found) for step, found in metrics.looks() if self._settled(step)]
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         step = start
@@ -539,7 +542,11 @@ class Training:
         # to the next replay.
         eager = torch.compiler.set_stance("force_eager") if self.run.compile else nullcontext()
         with self.fabric.autocast(), eager:
-            return self.hold_out.look(self.method, step, late=2 * step >= self.run.total_steps)
+            return self.hold_out.look(self.method, step, earlier=self._found if self._settled(step) else None)
+
+    def _settled(self, step: int) -> bool:
+        """Whether a look after so many steps counts for the verdict."""
+        return step >= SETTLED_STEPS and self.run.schedule(step)[0] >= self.run.warmup_steps
 
     def _look(
         self, step: int, metrics: Metrics | NoMetrics, observe: Callable[[Progress], None], seconds: float
@@ -550,6 +557,7 @@ class Training:
         if rank() == 0:
             try:
                 found_here = self.look(step)
+                self._found += [found_here.health] if self._settled(step) else []
             except (DataError, OSError) as error:
                 self._save(step)
                 found_here = TrainingStopped(f"{error}; the state after {step} steps is saved, --resume goes on")
