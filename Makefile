@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test test-long lint format bench clean
+.PHONY: setup demo test test-long lint format audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test       the tests (minutes)"
 	@echo "make test-long  the longer checks as well"
 	@echo "make lint       format, lint, types and layers"
+	@echo "make audit      known vulnerabilities of the pinned dependencies, where a network allows it"
 	@echo "make setup      the environment alone"
 
 setup: $(STAMP)
@@ -45,6 +46,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+audit: $(STAMP)
+	@$(PYTHON) .ci/audit $(BIN)/uv constraints.txt
 
 clean:
 	rm -rf .venv
