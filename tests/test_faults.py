@@ -759,4 +759,5 @@ def test_images_that_prove_broken_in_training_stop_the_run(tmp_path):
         pretrain(str(place), tmp_path / "run", options)
     listed = {line["id"] for line in lines(tmp_path / "run/skipped.jsonl") if line["step"]}
     assert len(listed) == 5 and listed < set(range(0, 40, 5))
-    pretrain(str(place), tmp_path / "other", replace(options, max_bad=0.2))
+    pretrain(str(place), tmp_path / "run", replace(options, max_bad=0.2), resume=True)
+    assert {line["id"] for line in lines(tmp_path / "run/skipped.jsonl")} == set(range(0, 40, 5))

@@ -83,7 +83,7 @@ def check_same(out, whole):
     }
 
 
-@pytest.mark.parametrize("moment", range(20))
+@pytest.mark.parametrize("moment", [*range(20), *(pytest.param(i, marks=pytest.mark.slow) for i in range(20, 200))])
 def test_killed_at_any_moment(server, alone, tmp_path, moment):
     kind = KINDS[moment % len(KINDS)]
     whole, out = alone(kind), tmp_path / "run"

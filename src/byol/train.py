@@ -503,7 +503,7 @@ class Training:
         return TrainingStopped(
             f"{len(bad):,} of about {seen:,} images turned out unusable, more than --max-bad {self.run.max_bad:g} "
             f"allows; {self.directory}/{SKIPPED} lists them. Stopped after {done} steps; mend the data and begin anew, "
-            "or begin anew with a larger --max-bad"
+            "or go on with --resume and a larger --max-bad"
         )
 
     def _looks(self, done: int) -> bool:
