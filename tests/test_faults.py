@@ -484,6 +484,20 @@ def test_other_settings_are_refused_and_named(images, tmp_path, whole, changes, 
     assert {p: p.read_bytes() for p in before} == before
 
 
+def test_code_that_a_run_names_is_not_run_unless_it_is_named_again(images, tmp_path, whole):
+    """run.json may come from somebody else."""
+    from byol.replay import replay
+
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    text = (out / "run.json").read_text().replace('"method": "byol"', '"method": "this_module:Harms"')
+    (out / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="--method this_module:Harms"):
+        pretrain(images, out, resume=True)
+    with pytest.raises(ValueError, match="--method this_module:Harms"):
+        replay(out, 1, images, Silent())
+
+
 def test_a_default_that_is_typed_counts_as_typed(server, images, tmp_path, whole):
     out = tmp_path / "run"
     pretrain(images, out, replace(TINY, seed=3, steps=2))

@@ -28,7 +28,9 @@ from byol.evaluation import evaluate_run
 from byol.experiments.paper import Arm, Experiment
 from byol.experiments.verdicts import MEASURES, markdown, summary
 from byol.export import DESCRIPTION
+from byol.files import json_lines, write_json, write_text
 from byol.methods import get
+from byol.metrics import METRICS
 from byol.options import Options
 from byol.pipeline import Observer, Silent, duration, how_to_open, open_for_training, pretrain
 from byol.plan import plan
@@ -100,8 +102,8 @@ def ablate(
         raise ValueError(f"no run of {experiment.name} came to its end; {name}: {reason}")
     result = summary(experiment, runs, seeds=seeds, data=data, steps=jobs[0].total_steps)
     result["failed"] = failed
-    (out / f"{experiment.name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    (out / f"{experiment.name}.md").write_text(markdown(result), "utf-8")
+    write_json(out / f"{experiment.name}.json", result)
+    write_text(out / f"{experiment.name}.md", markdown(result))
     pictures.experiment(result, out / f"{experiment.name}.png")
     return result
 
@@ -229,9 +231,7 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_record(path: Path, record: dict[str, dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(run) + "\n" for run in record.values()), "utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(run) + "\n" for run in record.values()))
 
 
 def _parallel(processes: int | None) -> tuple[int, int | None, list[str | None]]:
@@ -371,7 +371,7 @@ def train_and_measure(
     )
     found = evaluated.whole().found
     scores = {measure: score_of(found, measure, column) for measure in MEASURES}
-    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = json_lines(place / METRICS)
     looks = [line for line in lines if "held_out/verdict" in line] if trained else []
     curves: dict[str, list[tuple[int, float]]] = {
         f"held_out_{name}": [

@@ -129,7 +129,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checksum = about.pop("sha256")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path} is no checkpoint, or a damaged one: {error}") from error
     if checksum != _digest(tensors, about):
         raise Damaged(f"{path} is not what was saved: its checksum differs")
@@ -137,11 +137,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def tensors(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin with `prefix`, without it. The networks' are below "module."."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
+    """The tensors of a checkpoint whose names begin with `prefix`, without it; Damaged where it is not what was saved.
+    The networks' are below "module."."""
+    return {name.removeprefix(prefix): value for name, value in _read(path)[0].items() if name.startswith(prefix)}
 
 
 def load(path: Path, module: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:

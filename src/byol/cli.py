@@ -181,7 +181,7 @@ def pretrain(
     Ctrl-C, SIGUSR1 and SIGTERM, with the state saved for --resume.
     """
     if replay is not None:
-        _replay(*replay, data or None, as_json)
+        _replay(*replay, data or None, method, as_json)
         return
     if not data or out is None:
         _fail("DATA and --out are needed: what to train on, and the directory to write the run into")
@@ -686,7 +686,7 @@ def _is_typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _replay(run: Path, step: int, data: str | None, as_json: bool) -> None:
+def _replay(run: Path, step: int, data: str | None, method: str | None, as_json: bool) -> None:
     if not (run / "run.json").is_file():
         _fail(f"{run} holds no run.json; name the --out of a pretrain")
     if data is not None:
@@ -695,7 +695,7 @@ def _replay(run: Path, step: int, data: str | None, as_json: bool) -> None:
     from byol.replay import replay
 
     with Terminal(plan=False) as terminal:
-        found, lines = replay(run, step, data, terminal)
+        found, lines = replay(run, step, data, terminal, method)
     if as_json:
         _print_json(found)
     else:

@@ -22,7 +22,9 @@ from byol.evaluate.protocols import score_of
 from byol.evaluation import evaluate_run
 from byol.experiments import RECIPES
 from byol.export import DESCRIPTION
+from byol.files import json_lines, read_json, write_json, write_text
 from byol.methods import get, uses_labels
+from byol.metrics import METRICS
 from byol.options import Options
 from byol.pipeline import Observer, Silent, how_to_open, open_for_training, pretrain
 from byol.plan import plan
@@ -152,8 +154,8 @@ def compare(
         },
         "tables": tables,
     }
-    (out / "compare.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    (out / "compare.md").write_text(markdown(result), "utf-8")
+    write_json(out / "compare.json", result)
+    write_text(out / "compare.md", markdown(result))
     if not baselines:
         name, reasons = next(iter(next(iter(tables.values()))["failed"].items()))
         raise TrainingStopped(f"none of the {total} runs finished: {name}: {reasons[0]}")
@@ -164,14 +166,14 @@ def _keep_settings(out: Path, settings: dict[str, Any], *, resume: bool) -> None
     """Write what is compared beside the runs. ValueError where a comparison to go on with was another one."""
     path = out / "settings.json"
     if resume and path.is_file():
-        if (found := json.loads(path.read_text("utf-8"))) != settings:
+        if (found := read_json(path)) != settings:
             other = ", ".join(name for name in settings if settings[name] != found.get(name))
             raise ValueError(f"{out} compares something else ({other} differ); choose another --out")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already; choose another --out, or add --resume to go on with it")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    write_json(path, settings)
 
 
 def _train(data: str, run: Path, options: Options) -> None:
@@ -209,7 +211,7 @@ def _prepared(data: str, labelled: str, test: str | None, contenders: Sequence[C
 def _evaluation(run: Path, data: str, test: str | None, images: Parts, columns: tuple[str, ...]) -> dict[str, Any]:
     path = run / "evaluation.json"
     if path.is_file():
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
         # The last evaluation of the run may have been another one since.
         if (found["data"], found.get("test")) == (data, test) and "rows" in found and not found.get("failed"):
             return found
@@ -221,12 +223,12 @@ def _baselines(
 ) -> dict[str, dict[str, float]]:
     """Scores of raw pixels and of the untrained network of a run, kept in `path`."""
     if path.is_file():
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     evaluated = evaluate_run(
         run, data, test=test, parts=images, look_for_duplicates=False, columns=columns, write=False
     )
     scores = {column: _scores(evaluated.whole().found, column) for column in columns}
-    path.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
+    write_json(path, scores)
     return scores
 
 
@@ -252,7 +254,7 @@ def _measures(found: dict[str, Any], run: Path) -> dict[str, float]:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return json_lines(run / METRICS)
 
 
 def _place(out: Path, length: str, name: str, seed: int) -> Path:
@@ -265,7 +267,7 @@ def _curve(run: Path) -> list[tuple[float, float]]:
     lines = _metrics(run)
     if looks := [(line["seconds"], line["held_out/knn"]) for line in lines if "held_out/knn" in line]:
         return looks
-    found = _measures(json.loads((run / "evaluation.json").read_text("utf-8")), run)
+    found = _measures(read_json(run / "evaluation.json"), run)
     return [(found["seconds"], found["knn"])]
 
 

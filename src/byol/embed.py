@@ -16,6 +16,7 @@ from byol.data.tiles import tiled
 from byol.evaluate.features import stream_features
 from byol.evaluate.images import evaluation_batches
 from byol.export import WEIGHTS, load, range_of, read_description
+from byol.files import is_free, read_json, write_json
 from byol.parallel import agreed, collected, rank, together, world_size
 from byol.pipeline import Observer, Silent
 from byol.subject import open_images
@@ -106,17 +107,15 @@ def _opened(data: str, part: Part, description: dict[str, Any], tile: int) -> So
 def _begin(directory: Path, about: dict[str, Any]) -> None:
     """ValueError where the directory holds something else than these embeddings."""
     path = directory / ABOUT
-    temporary = path.with_suffix(".tmp")  # the other processes may be looking
     if path.is_file():
-        there = json.loads(path.read_text("utf-8"))
+        there = read_json(path)
         if differs := [name for name in about if there.get(name) != about[name]]:
             raise ValueError(f"{directory} holds other embeddings (another {differs[0]}); choose another --out")
-    elif directory.exists() and (not directory.is_dir() or {*directory.iterdir()} - {temporary}) and rank() == 0:
+    elif not is_free(directory) and rank() == 0:  # another process may be writing it
         raise ValueError(f"{directory} exists already and holds no {ABOUT}; choose another --out")
     elif rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-        temporary.replace(path)
+        write_json(path, about)
 
 
 def _file(directory: Path, number: int) -> Path:

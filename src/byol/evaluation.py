@@ -26,6 +26,7 @@ from byol.evaluate.protocols import Settings
 from byol.evaluate.subsets import write_list
 from byol.evaluate.table import Evaluated, evaluate, stronger_untrained
 from byol.export import range_of
+from byol.files import read_json, write_json
 from byol.pipeline import Observer, Silent
 from byol.subject import COLUMNS, baseline, device_of, open_images, open_parts, read_backbone, views_of
 from byol.unlabelled import without_labels, worth_labelling
@@ -206,7 +207,7 @@ def _keep(run_directory: Path, evaluated: Evaluated) -> dict[str, Any]:
     found["kept_as"] = f"{_slug(found['data'])}-{digest}"
     path = run_directory / "evaluations" / f"{found['kept_as']}.json"
     if path.is_file():
-        before = json.loads(path.read_text("utf-8"))
+        before = read_json(path)
         new, known = {row["name"] for row in found["rows"]}, before["hashes"]["columns"]
         other = {name for name, content in hashes["columns"].items() if known.get(name, content) != content}
         kept = [row for row in before["rows"] if row["name"] not in new and not other & set(row["columns"])]
@@ -232,6 +233,4 @@ def _write_evaluation(run_directory: Path, found: dict[str, Any]) -> None:
         places.append(run_directory / "evaluations" / f"{found['kept_as']}.json")
         places[-1].parent.mkdir(exist_ok=True)
     for place in places:
-        temporary = place.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-        temporary.replace(place)
+        write_json(place, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from byol.checkpoint import write_tensors
 from byol.encoder import Encoder, EncoderSpec
-from byol.files import write_json
+from byol.files import read_json, write_json
 from byol.methods import get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.run import Run
@@ -54,7 +53,7 @@ def read_description(run_directory: Path) -> dict[str, Any]:
     if path.stat().st_size > MOST_DESCRIPTION_BYTES:
         raise ValueError(f"{path} is {path.stat().st_size:,} bytes, and no description of a backbone; copy it anew")
     try:
-        description = json.loads(path.read_text("utf-8"))
+        description = read_json(path)
         newer = description.get("format", FORMAT) > FORMAT
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no description of a backbone; copy it anew") from error

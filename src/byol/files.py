@@ -14,7 +14,8 @@ from uuid import uuid4
 
 LOCK = ".lock"
 TEMPORARY = ".tmp"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MOST_JSON_BYTES = 1 << 30
+"""A line every ten steps of ten million takes half of it."""
 
 
 @contextmanager
@@ -74,12 +75,34 @@ def sweep(directory: Path, *names: str) -> None:
             left.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError, in one line, where it holds none."""
+    return _object(path, _bytes(path), "")
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of one each line, of which the last may be half written; none where there is no file."""
+    """The objects of a file of one each line, of which the last may be half written; none where there is no file.
+    ValueError, in one line, where a line holds none."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    whole, _, _ = _bytes(path).rpartition(b"\n")
+    return [_object(path, line, f"line {number} of ") for number, line in enumerate(whole.splitlines(), start=1)]
+
+
+def _bytes(path: Path) -> bytes:
+    if (size := path.stat().st_size) > MOST_JSON_BYTES:
+        raise ValueError(f"{path} is {size:,} bytes, more than any that this package writes; restore it from a copy")
+    return path.read_bytes()
+
+
+def _object(path: Path, text: bytes, which: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{which}{path} is damaged: it is no JSON; restore it from a copy") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{which}{path} is damaged: it is no JSON object; restore it from a copy")
+    return found
 
 
 def is_free(directory: Path) -> bool:

@@ -131,6 +131,7 @@ def continued(run: Run, options: Options, step: int) -> Run:
 
     ValueError, in one line, where something else is asked for than the run has.
     """
+    check_trusted(run, options.method)
     given = options.given()
     now = json.loads(json.dumps(dataclasses.asdict(run)))
 
@@ -163,6 +164,14 @@ def continued(run: Run, options: Options, step: int) -> Run:
         )
     extended = (*run.extended, (step, run.total_steps))
     return replace(run, total_steps=steps, extended=extended, **changed)
+
+
+def check_trusted(run: Run, method: str | None) -> None:
+    """ValueError where a run's file names a module as its method that `method` does not: its code would run."""
+    if ":" in run.method and method != run.method:
+        raise ValueError(
+            f"this run's method is a module, whose code would run; if you trust it, add --method {run.method}"
+        )
 
 
 def steps_of(epochs: float, num_train: int, images_per_step: int) -> int:

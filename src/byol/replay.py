@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -16,10 +15,10 @@ from byol import checkpoint, pictures
 from byol.data import manifest
 from byol.data.decode import Unusable
 from byol.data.loader import Batch
-from byol.files import write_json
+from byol.files import read_json, write_json
 from byol.options import Options
 from byol.pipeline import Observer, how_to_open, open_for_training
-from byol.plan import device_of
+from byol.plan import check_trusted, device_of
 from byol.run import RUN, Run
 from byol.train import CHECKPOINTS, Training, failure
 
@@ -28,7 +27,7 @@ PICTURED = 8
 
 
 def replay(
-    directory: Path, step: int, data: str | None, observer: Observer
+    directory: Path, step: int, data: str | None, observer: Observer, method: str | None = None
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Draw the batch of a step again and pass it through the networks as they were before it; no weight of the run is
     changed. Returns what was found, and the same in lines for people; both are also written, with a picture of the
@@ -36,11 +35,13 @@ def replay(
 
     step: the number of steps done before it. The networks are those that a step that failed kept, or those of the
     newest checkpoint before it, trained on from there. data: where the images lie now, if no longer where they did.
+    method: the run's, where it is a module of its own.
     ValueError where there is no such step, or where the data are not what the run began with.
     """
     run = Run.read(directory / RUN)
     if not 0 <= step < run.total_steps:
         raise ValueError(f"step {step} is none of {directory}, whose steps are 0 to {run.total_steps - 1:,}")
+    check_trusted(run, method)
     if run.device == "cuda" and not torch.cuda.is_available():
         run = replace(run, device=device_of(Options()))
     source, pixels = open_for_training(data or run.data, observer, **how_to_open(run))
@@ -59,7 +60,7 @@ def replay(
     micro = [next(batches) for _ in range(run.accumulate)]
     ids = [image for batch in micro for image in batch.ids.tolist()]
     recorded = place / "batch.json"
-    if recorded.exists() and sorted(json.loads(recorded.read_text("utf-8"))["ids"]) != sorted(ids):
+    if recorded.exists() and sorted(read_json(recorded)["ids"]) != sorted(ids):
         raise ValueError(f"{recorded} names other images than are drawn now; was it made by another version?")
     with _watched(training.networks) as first:
         taken = training.passes(step, micro)

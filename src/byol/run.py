@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from byol.files import write_json
+from byol.files import read_json, write_json
 
 RUN = "run.json"
 Optimizer = Literal["lars", "sgd", "adamw"]
@@ -145,7 +144,7 @@ class Run(Optimization):
     @classmethod
     def read(cls, path: Path) -> Run:
         """The run written at `path`. ValueError at a key this version does not know or does not find."""
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := set(found) - set(known):
             raise ValueError(f"{path} has settings unknown to this version: {', '.join(sorted(unknown))}")
@@ -153,6 +152,13 @@ class Run(Optimization):
         optional |= {name for name, f in known.items() if f.default is not dataclasses.MISSING}
         if missing := set(known) - set(found) - optional:
             raise ValueError(f"{path} lacks settings this version needs: {', '.join(sorted(missing))}")
+        try:
+            return cls._of(found)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: its settings are of other kinds; restore it from a copy") from error
+
+    @classmethod
+    def _of(cls, found: dict[str, Any]) -> Run:
         types = typing.get_type_hints(cls)
         tuples = {n for n in found if tuple in [typing.get_origin(t) for t in (types[n], *typing.get_args(types[n]))]}
         values: dict[str, Any] = {n: tuple(v) if n in tuples and v is not None else v for n, v in found.items()}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sized
 from pathlib import Path
 
 import numpy as np
 
+from byol.files import json_lines
 from byol.pictures.figure import _COLOURS, _FAINT, _INK, _figure, _quiet
 
 
 def training_curves(run_directory: Path, path: Path) -> None:
     """Loss, spread and rank of the embedding, and kNN where there are labels, against the step."""
-    lines = [json.loads(x) for x in (run_directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = json_lines(run_directory / "metrics.jsonl")
     panels = [
         ("loss", "loss (0 to 8)"),
         ("held_out/std_ratio", "std of the embedding x sqrt(d)\n(1 = fully spread, 0 = collapsed)"),
