@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import signal
 import subprocess
 import warnings
@@ -27,7 +26,7 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from byol.launch import launched, restarts
+from byol.launch import launched, launched_job, restarts
 from byol.run import Precision
 
 # Buffers are equal by what each process computes. PyTorch 2.15 renamed what leaves them alone.
@@ -122,9 +121,7 @@ def requeue(number: int) -> str | None:
     SIGUSR1 is what a job asks for before its time is over; SIGTERM comes with pre-emption, and from scancel, after
     which nobody wants the job back: its record says which.
     """
-    job = os.environ.get("SLURM_JOB_ID")
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    job = launched_job()
     if job is None or number == signal.SIGINT:
         return None
     try:

@@ -31,6 +31,13 @@ def launched_rank() -> int:
     return int(os.environ.get(name, 0)) if launched()[0] > 1 else 0
 
 
+def launched_job() -> str | None:
+    """The SLURM job that this process is of, as scontrol knows it; None outside of one."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def restarts() -> int:
     """How often torchrun has started the processes of this run again, after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)

@@ -29,7 +29,7 @@ from byol.data.source import DataError, Range, Skipped, Source, measured
 from byol.data.tiles import tiled
 from byol.export import DESCRIPTION, WEIGHTS
 from byol.files import is_free, json_lines, locked, sweep, write_text
-from byol.launch import launched, restarted
+from byol.launch import launched, launched_job, restarted
 from byol.methods import uses_labels
 from byol.metrics import METRICS, SKIPPED
 from byol.names import PRETRAINED
@@ -176,6 +176,8 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
     try:
         training.fit(observer.progress, begin=begin, budget=budget, say=observer.say)
     except Interrupted as ended:
+        if launched_job() is not None:
+            observer.say(str(ended))  # what puts a job back ends it before another line
         if (done := cluster.requeue(ended.number)) is None:
             raise
         raise Interrupted(f"{ended}; {done}", ended.number) from None
