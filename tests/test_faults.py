@@ -1,6 +1,7 @@
 """What goes wrong around a run: disks, signals, other runs, bad numbers, bad images; and what --resume may be asked."""
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -326,6 +327,30 @@ def test_the_command_ends_with_the_signal_s_code_and_one_line(server, images, tm
     assert "is saved, --resume goes on" in one_line(ended["stderr"])[0]
     assert command(server, images, out, "--resume")["status"] == 0
     assert weights(out) == commanded
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_dies_ends_a_run_with_the_state_saved(tmp_path, number):
+    """SIGTERM goes to all processes of a job at once; then it is the signal that ends it."""
+    place = broken_folder(tmp_path / "images", [])
+    options = replace(TINY, batch_size=4, image_size=32, workers=1)
+
+    def end():
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
+        if number == signal.SIGTERM:
+            os.kill(os.getpid(), number)
+
+    kind, said = (TrainingStopped, "a process that decodes images died")
+    if number == signal.SIGTERM:
+        kind, said = (Interrupted, "SIGTERM after")
+    with pytest.raises(kind, match=said) as stopped:
+        pretrain(str(place), tmp_path / "run", options, observer=At(10, end))
+    step = checkpoint.step_of(checkpoint.latest(tmp_path / "run/checkpoints"))
+    assert step >= 10 and f"the state after {step} steps is saved" in str(stopped.value)
+    pretrain(str(place), tmp_path / "run", resume=True)
+    pretrain(str(place), tmp_path / "whole", options)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 # SLURM
