@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import byol.pipeline
+
 torch.set_num_threads(2)
+byol.pipeline.TRIAL_SECONDS = 0.5  # at most five steps, before each of hundreds of runs that are as short
 
 
 @pytest.fixture(scope="session")

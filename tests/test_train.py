@@ -225,6 +225,7 @@ def test_a_run_inside_its_own_data_is_refused(tmp_path):
 
 def test_a_budget_of_time_becomes_the_steps_that_fit(images, tmp_path, monkeypatch):
     tried = []
+    monkeypatch.setattr("byol.pipeline.TRIAL_SECONDS", 1.0)
     monkeypatch.setattr(Training, "measure_rate", lambda self, seconds: tried.append(seconds) or 40.0)
     monkeypatch.setattr(Budget, "spent", lambda self: 0.04)
     run = pretrain(images, tmp_path / "run", replace(TINY, steps=None, budget=2.5))

@@ -42,6 +42,9 @@ from byol.train import CHECKPOINTS, Budget, Interrupted, Progress, Training
 from byol.views import recipes
 from byol.views.view import View, describe
 
+TRIAL_SECONDS = 1.0
+"""Of steps on a copy, before the first one: they say how long a run takes."""
+
 
 class Observer(Protocol):
     """Who is told what happens while it happens."""
@@ -159,7 +162,7 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
         run = _planned(options, math.ceil(options.budget) if options.budget else None, source, pixels)
     budget = None if resume or options.budget is None else Budget(options.budget, time.perf_counter())
     # How many steps fit is worth a twentieth of the time to find out.
-    trial = 1.0 if budget is None else min(10.0, max(1.0, budget.seconds / 20))
+    trial = TRIAL_SECONDS if budget is None else min(10.0, max(TRIAL_SECONDS, budget.seconds / 20))
     training, rate = ready(run, source, pixels, directory, trial)
     if budget is not None:
         left = budget.seconds * (1 - budget.spent())
