@@ -20,7 +20,7 @@ from methods import test_parity as parity
 from torch import nn
 from views import test_ops, test_recipes
 
-from byol import losses, optim, schedules, target, train
+from byol import losses, online, optim, schedules, target, train
 from byol.methods import Out
 from byol.methods import byol as byol_module
 from byol.methods.byol import BYOL
@@ -229,7 +229,7 @@ MUTANTS = {
     "tau one step late": (parity, "train_step", step_with("tau one step late"), "parity: eight recorded steps"),
     "target before the optimizer": (parity, "train_step", step_with("target before optimizer"), "parity: eight recorded steps"),
     "schedule one step early": (parity, "train_step", step_with("early"), "parity: eight recorded steps"),
-    "classifier leaks into the encoder": (train.OnlineClassifier, "forward", leaking_classifier, "parity: eight recorded steps"),
+    "classifier leaks into the encoder": (online.OnlineClassifier, "forward", leaking_classifier, "parity: eight recorded steps"),
     "learning rate not scaled by the batch": (train.Run, "peak_lr", property(lambda self: self.base_lr), "parity: eight recorded steps"),
     "mean over features": (byol_module, "regression", per_feature_mean, "parity: eight recorded steps"),
     "mean over features, on its own": (losses, "regression", per_feature_mean, "losses: recorded values"),
