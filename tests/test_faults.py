@@ -704,6 +704,23 @@ def test_replay_draws_the_very_batch_and_says_where_it_goes_wrong(images, tmp_pa
         replay(out, 24, None, Silent())
 
 
+def test_large_gradients_that_are_finite_stop_nothing(images, tmp_path, monkeypatch):
+    """Their squares are not, nor is their norm; LARS makes steps of any length of them."""
+    passes, seen = Training.passes, []
+
+    def large(self, step, micro):
+        taken = passes(self, step, micro)
+        if step == 8:
+            gradient = self.method.predictor[-1].weight.grad.fill_(1e30)
+            taken = replace(taken, norm=torch.nn.utils.get_total_norm([gradient]))
+            seen.append(float(taken.norm))
+        return taken
+
+    monkeypatch.setattr(Training, "passes", large)
+    pretrain(images, tmp_path / "run", TINY)
+    assert seen == [float("inf")]
+
+
 def test_replay_names_the_first_part_that_makes_them(images, tmp_path, monkeypatch):
     from byol.replay import replay
 

@@ -125,7 +125,7 @@ def demo(
 @app.command()
 def pretrain(
     context: typer.Context,
-    data: Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)] = "",
+    data: Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA", show_default=False)] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Directory to write the run into.")] = None,
     method: Method = None,
     backbone: Annotated[str | None, typer.Option(metavar="TIMM_NAME", help="See `byol list backbones`.")] = None,

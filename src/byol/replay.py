@@ -69,7 +69,7 @@ def replay(
         name: max((float(p.grad.abs().max()) for p in part.parameters() if p.grad is not None), default=0.0)
         for name, part in training.method.named_children()
     }
-    wrong = [n for n, p in training.networks.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    wrong = training.wrong()
     found = {
         "run": str(directory),
         "step": step,
