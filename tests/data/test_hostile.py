@@ -244,13 +244,16 @@ def test_a_tiff_names_no_other_file(tmp_path: Path) -> None:
     assert (found["read"], found["said"]) == (3, None)
 
 
-def test_what_is_no_file_and_names_of_any_kind_leave_the_rest_of_a_folder_as_it_is(tmp_path: Path) -> None:
+def test_what_is_no_file_and_names_of_any_kind_leave_the_rest_of_a_folder_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = put(tmp_path / "images")
     outside = put(tmp_path / "outside")
     os.mkfifo(folder / "pipe.png")
     server = socket.socket(socket.AF_UNIX)
-    os.chdir(folder)  # the address of a socket is short
+    monkeypatch.chdir(folder)  # the address of a socket is short
     server.bind("socket.png")
+    monkeypatch.undo()
     (folder / "zeros.png").symlink_to("/dev/zero")
     (folder / "one.png").symlink_to("two.png")
     (folder / "two.png").symlink_to("one.png")

@@ -228,8 +228,8 @@ class Loader:
     def _made(pieces: Iterator[Any]) -> Any:
         try:
             return next(pieces)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
             raise DataError(
                 "a process that decodes images died, of an image that broke its decoder or for want of memory; with "

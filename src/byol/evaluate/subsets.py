@@ -13,6 +13,9 @@ import numpy as np
 
 from byol.data.source import DataError, shown
 
+MOST_LIST_BYTES = 1 << 30
+"""A hundred bytes for each of ten million names."""
+
 Amount = str | int
 """A share of each class such as "1%" or "12.5%", or a number of images of each class."""
 
@@ -104,6 +107,8 @@ def read_list(path: str | Path, names: Sequence[str]) -> np.ndarray:
     that was named before.
     """
     try:
+        if Path(path).stat().st_size > MOST_LIST_BYTES:
+            raise DataError(f"{path} is too large for a list of images; give a text file with a name on each line")
         lines = Path(path).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
