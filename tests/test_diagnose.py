@@ -1,11 +1,27 @@
 """The collapse diagnostics against values worked by hand and naive loops, and on degenerate input."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from byol.diagnose import Health, alignment, effective_rank, feature_std, health, uniformity, verdict, view_ratio
+from byol.diagnose import (
+    SETTLED_STEPS,
+    Health,
+    alignment,
+    effective_rank,
+    feature_std,
+    health,
+    uniformity,
+    verdict,
+    view_ratio,
+)
+from byol.names import METHODS
+
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "results" / "collapse.jsonl"
+"""Runs as they are and spoiled ones, with all numbers of each look: benchmarks/collapse.py."""
 
 AXES = torch.tensor([[2.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -5.0]])
 """Four directions of the plane, of different lengths."""
@@ -165,6 +181,33 @@ def test_the_last_look_is_judged():
     assert verdict([well, point]) == "collapsed"
     assert verdict([point, well]) == "healthy"
     assert verdict([numbers(1.0, view_ratio=0.95), well]) == "healthy"
+
+
+def recorded():
+    for run in map(json.loads, RECORDS.read_text("utf-8").splitlines()):
+        counts = [i for i, step in enumerate(run["step"]) if step >= max(SETTLED_STEPS, run["warmup_steps"])]
+        looks = [Health(**{name: run[name][i] for name in vars(numbers(1.0))}) for i in counts]
+        yield run, counts, looks
+
+
+def test_recorded_runs_are_called_what_they_called_themselves():
+    """That training hands on the right looks: the words were written by whole runs, of the seed made by this rule."""
+    seen = 0
+    for run, counts, looks in recorded():
+        if run["seed"] == 1:
+            words = ["early"] * counts[0] + [verdict(looks[: i + 1]) for i in range(len(looks))]
+            assert words == run["verdict"], run["run"]
+            seen += 1
+    assert seen >= 40
+
+
+def test_recorded_runs_of_methods_as_they_are_are_never_called_collapsed():
+    methods = []
+    for run, _, looks in recorded():
+        if run["cause"] is None:
+            assert "collapsed" not in [verdict(looks[: i + 1]) for i in range(len(looks))], run["run"]
+            methods.append(run["method"])
+    assert set(methods) == set(METHODS)
 
 
 def test_view_ratio_by_hand():
