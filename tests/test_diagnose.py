@@ -132,8 +132,8 @@ def test_health_gathers_the_numbers():
         (0.5, 5.0, 0.9, "healthy"),
         (0.49, 30.0, 0.1, "narrow"),
         (1.0, 4.9, 0.1, "narrow"),
-        (0.25, 3.0, 0.6, "narrow"),
-        (0.24, 30.0, 0.1, "collapsed"),
+        (0.3, 3.0, 0.6, "narrow"),
+        (0.29, 30.0, 0.1, "collapsed"),
         (1.0, 2.9, 0.1, "collapsed"),
         (1.0, 30.0, 0.91, "collapsed"),
     ],
@@ -154,17 +154,25 @@ def test_before_a_look_counts_there_is_no_verdict():
 @pytest.mark.parametrize(
     ("shares", "fallen"),
     [
-        ((1.0, 0.5), ()),
-        ((1.0, 0.49), (1,)),
-        ((0.6, 1.0, 0.7, 0.49, 0.49, 0.51), (3, 4)),
-        ((1.0, 0.8, 0.7, 0.49), ()),
-        ((1.0, 1.0, 0.7, 0.49), (3,)),
-        ((1.0, 1.0, *[0.45] * 20), range(2, 22)),
+        ((1.0, 0.45), ()),
+        ((1.0, 0.44), (1,)),
+        ((0.6, 1.0, 0.7, 0.44, 0.44, 0.46), (3, 4)),
+        ((1.0, 0.8, 0.7, 0.44), ()),
+        ((1.0, 1.0, 0.8, 0.7, 0.44), (4,)),
+        ((1.0, 1.0, *[0.4] * 20), range(2, 22)),
         ((0.5, 0.5, 0.5), ()),
     ],
-    ids=["half", "less", "from its highest, and back", "since the first third", "after it", "for good", "never high"],
+    ids=[
+        "at the share",
+        "below it",
+        "from its highest, and back",
+        "since the first third",
+        "after it",
+        "for good",
+        "never high",
+    ],
 )
-def test_a_fall_is_by_half_within_the_last_two_thirds_of_the_looks(number, shares, fallen):
+def test_a_fall_is_within_the_last_two_thirds_of_the_looks(number, shares, fallen):
     looks = [numbers(share) if number == "std_ratio" else numbers(1.0, 60 * share) for share in shares]
     collapsed = [i for i in range(len(looks)) if verdict(looks[: i + 1]) == "collapsed"]
     assert collapsed == list(fallen)
@@ -172,8 +180,8 @@ def test_a_fall_is_by_half_within_the_last_two_thirds_of_the_looks(number, share
 
 def test_spread_and_directions_lost_together_are_a_fall():
     before = numbers(1.0, 60.0)
-    assert verdict([before, numbers(0.7, 45.0)]) == "healthy"
-    assert verdict([before, numbers(0.7, 42.0)]) == "collapsed"
+    assert verdict([before, numbers(0.7, 40.0)]) == "healthy"
+    assert verdict([before, numbers(0.7, 38.0)]) == "collapsed"
 
 
 def test_the_last_look_is_judged():
@@ -194,11 +202,11 @@ def test_recorded_runs_are_called_what_they_called_themselves():
     """That training hands on the right looks: the words were written by whole runs, of the seed made by this rule."""
     seen = 0
     for run, counts, looks in recorded():
-        if run["seed"] == 1:
+        if run["seed"] == 2:
             words = ["early"] * counts[0] + [verdict(looks[: i + 1]) for i in range(len(looks))]
             assert words == run["verdict"], run["run"]
             seen += 1
-    assert seen >= 40
+    assert seen >= 30
 
 
 def test_recorded_runs_of_methods_as_they_are_are_never_called_collapsed():

@@ -19,15 +19,15 @@ SETTLED_STEPS = 40
 """Before so many steps no look counts: batch norm's running statistics, of which each step replaces a tenth, are still
 those of the start."""
 
-COLLAPSED_STD_RATIO = 0.25
+COLLAPSED_STD_RATIO = 0.3
 """Below this, the embedding is close to one point. Rows spread evenly on the sphere give 1, equal rows 0."""
 
 COLLAPSED_RANK = 3.0
 """Below this effective rank, the embedding is close to one line or two."""
 
-FALLEN_SHARE = 0.5
+FALLEN_SHARE = 0.45
 """Below this share of its highest of late, std ratio x effective rank has fallen: the embedding has lost most of its
-spread, or of its directions, or some of both."""
+spread, or of its directions, or some of both. Half of it a method as it is can lose in its first hundreds of steps."""
 
 COLLAPSED_VIEW_RATIO = 0.9
 """Above this, two views of an image are hardly closer than two images: the embedding says nothing of what is in
