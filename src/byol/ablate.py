@@ -201,7 +201,8 @@ def _key(run: Run, teacher: str | None, **others: Any) -> str:
     """Of all that determines a run's result and its evaluation."""
     values = asdict(run)
     facts = values.pop("facts")
-    for name in ("evaluate_every_steps", "checkpoint_every_steps", "stop_on_collapse", "workers"):
+    policies = ("evaluate_every_steps", "checkpoint_every_steps", "stop_on_collapse", "workers", "keep", "max_bad")
+    for name in ("options", *policies):
         values.pop(name)
     # What is at its default is the same as what did not exist yet.
     for each in fields(Run):
