@@ -20,7 +20,7 @@ from methods import test_parity as parity
 from torch import nn
 from views import test_ops, test_recipes
 
-from byol import losses, online, optim, schedules, target, train
+from byol import losses, networks, online, optim, schedules, target, train
 from byol.methods import Out
 from byol.methods import byol as byol_module
 from byol.methods.byol import BYOL
@@ -246,8 +246,8 @@ MUTANTS = {
     "LARS: lr inside momentum, biases": (optim.LARS, "step", lars_with("lr inside momentum"), "optim: biases and norms"),
     "LARS: no momentum": (optim.LARS, "step", lars_with("no momentum"), "optim: biases and norms"),
     "LARS: nothing excluded": (optim.LARS, "step", lars_with("nothing excluded"), "optim: biases and norms"),
-    "weight decay 0": (train, "parameter_groups", groups_with_decay(0.0), "optim: the run's decay"),
-    "weight decay 100 times": (train, "parameter_groups", groups_with_decay(100.0), "optim: the run's decay"),
+    "weight decay 0": (networks, "parameter_groups", groups_with_decay(0.0), "optim: the run's decay"),
+    "weight decay 100 times": (networks, "parameter_groups", groups_with_decay(100.0), "optim: the run's decay"),
     "target copies batch-norm statistics": (target.Target, "follow", statistics_too, "target: own statistics"),
     "moving average in half precision": (target.Target, "follow", half_follow, "target: small increments"),
     "decay and its complement exchanged": (target.Target, "follow", lambda self, online, decay: right_follow(self, online, 1 - decay), "target: moving average"),
