@@ -132,15 +132,16 @@ class Judge:
 
 
 def byol(side: str, folder: Path, seed: int, minutes: float, out: Path, workers: int) -> None:
-    from byol import cli, pipeline, train
+    from byol import cli, journal, pipeline, train
     from byol.experiments import cifar10_two_cores
+    from byol.step import Gradients
 
     judge = Judge(folder)
     turns = Turns()
-    train.time = pipeline.time = turns  # type: ignore[attr-defined, assignment]
+    train.time = journal.time = pipeline.time = turns  # type: ignore[attr-defined, assignment]
     own_passes = train.Training.passes
 
-    def passes(training: train.Training, number: int, micro: list[Any]) -> train.Gradients:
+    def passes(training: train.Training, number: int, micro: list[Any]) -> Gradients:
         turns.look = lambda: judge.look(training.method.encoder)
         if side != "byol":
             for group in training.optimizer.param_groups:

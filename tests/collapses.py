@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from byol import losses
 from byol.data.loader import Batch
 from byol.methods import Method, Out
-from byol.train import Gradients, Training
+from byol.step import Gradients
+from byol.train import Training
 
 Spoil = Callable[[Method, Optimizer], None]
 

@@ -16,7 +16,7 @@ from torch import nn
 from byol.data.loader import Batch
 from byol.methods.byol import BYOL
 from byol.networks import Networks, make_optimizer
-from byol.train import train_step
+from byol.step import train_step
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

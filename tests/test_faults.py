@@ -28,7 +28,8 @@ from byol.methods.byol import BYOL
 from byol.pipeline import Silent, pretrain
 from byol.run import Run
 from byol.spikes import WINDOW, is_spike
-from byol.train import Interrupted, Training, TrainingStopped, learning_rate_share
+from byol.step import learning_rate_share
+from byol.train import Interrupted, Training, TrainingStopped
 
 TINY = replace(kill_server.OPTIONS, method_args={"hidden": 16, "out": 8})
 

@@ -16,7 +16,8 @@ from byol.networks import build, make_optimizer
 from byol.options import Options
 from byol.pipeline import pretrain
 from byol.plan import plan
-from byol.train import Training, train_step
+from byol.step import train_step
+from byol.train import Training
 from byol.views import recipes
 from byol.views.view import BYOL_T, BYOL_T_PRIME
 

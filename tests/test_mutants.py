@@ -20,10 +20,12 @@ from methods import test_parity as parity
 from torch import nn
 from views import test_ops, test_recipes
 
-from byol import losses, networks, online, optim, schedules, target, train
+from byol import losses, networks, online, optim, schedules, target
 from byol.methods import Out
 from byol.methods import byol as byol_module
 from byol.methods.byol import BYOL
+from byol.run import Run
+from byol.step import train_step as the_step
 from byol.views import ops
 from byol.views.view import BYOL_T, View
 
@@ -122,7 +124,7 @@ def lars_with(kind):
 
 def step_with(kind):
     """The training step with something out of place."""
-    right = train.train_step
+    right = the_step
 
     def train_step(run, step, networks, method, optimizer, batches, backward):
         if kind == "target before optimizer":
@@ -230,7 +232,7 @@ MUTANTS = {
     "target before the optimizer": (parity, "train_step", step_with("target before optimizer"), "parity: eight recorded steps"),
     "schedule one step early": (parity, "train_step", step_with("early"), "parity: eight recorded steps"),
     "classifier leaks into the encoder": (online.OnlineClassifier, "forward", leaking_classifier, "parity: eight recorded steps"),
-    "learning rate not scaled by the batch": (train.Run, "peak_lr", property(lambda self: self.base_lr), "parity: eight recorded steps"),
+    "learning rate not scaled by the batch": (Run, "peak_lr", property(lambda self: self.base_lr), "parity: eight recorded steps"),
     "mean over features": (byol_module, "regression", per_feature_mean, "parity: eight recorded steps"),
     "mean over features, on its own": (losses, "regression", per_feature_mean, "losses: recorded values"),
     "a factor in the loss": (losses, "regression", lambda p, z: 0.5 * (losses.l2_normalize(p) - losses.l2_normalize(z)).square().sum(-1), "losses: golden values"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from byol.schedules import target_decay, warmup_cosine, warmup_drops
-from byol.train import learning_rate_share
+from byol.step import learning_rate_share
 
 ORACLE = Path(__file__).parent / "oracles/deepmind_ops.npz"
 

@@ -9,7 +9,7 @@ from byol import rng
 from byol.conformance import batch, make
 from byol.data.loader import Batch
 from byol.networks import Networks, make_optimizer
-from byol.train import train_step
+from byol.step import train_step
 
 
 def simsiam_step(run, step):

@@ -25,7 +25,8 @@ from byol.online import HoldOut, OnlineClassifier
 from byol.options import Options
 from byol.pipeline import Silent, pretrain
 from byol.run import Run
-from byol.train import Budget, Training, TrainingStopped, train_step
+from byol.step import train_step
+from byol.train import Budget, Training, TrainingStopped
 from byol.views.view import View
 
 TINY = Options(

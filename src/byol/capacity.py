@@ -32,7 +32,8 @@ from byol.options import Options
 from byol.parallel import agreed, rank, together
 from byol.plan import device_of, plan
 from byol.run import Run
-from byol.train import Training, keep_memory, train_step
+from byol.step import train_step
+from byol.train import Training, keep_memory
 
 LARGEST_BATCH = 4096
 """The largest that the methods' authors use, and that the rules of learning rates are known to hold for."""

@@ -20,11 +20,11 @@ from rich.table import Table
 from byol.evaluate.unlabelled import worth
 from byol.experiments.paper import Experiment
 from byol.experiments.verdicts import MEASURES, percent, points
+from byol.journal import Progress as Step
 from byol.names import METRICS
 from byol.online import ADVICE
 from byol.pipeline import duration
 from byol.run import Run
-from byol.train import Progress as Step
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)

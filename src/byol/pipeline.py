@@ -29,6 +29,7 @@ from byol.data.source import DataError, Range, Skipped, Source, measured
 from byol.data.tiles import tiled
 from byol.export import DESCRIPTION, WEIGHTS
 from byol.files import is_free, json_lines, locked, sweep, write_text
+from byol.journal import Progress
 from byol.launch import launched, launched_job, restarted
 from byol.methods import uses_labels
 from byol.metrics import METRICS, SKIPPED
@@ -38,7 +39,7 @@ from byol.options import Options
 from byol.parallel import agreed, everywhere, lost, rank, together, world_size
 from byol.plan import chosen_views, continued, device_of, image_size, plan
 from byol.run import RUN, Run
-from byol.train import CHECKPOINTS, Budget, Interrupted, Progress, Training
+from byol.train import CHECKPOINTS, Budget, Interrupted, Training
 from byol.views import recipes
 from byol.views.view import View, describe
 

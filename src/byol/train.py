@@ -1,8 +1,8 @@
 """The training loop, and the only file that knows the engine.
 
 The engine is Lightning's Fabric, for devices, precision and loggers, and not its Trainer: the batches of a run are a
-function of the step number and everything a step changes happens in `Method.after_step`, so the loop is fifteen lines
-in the open, and to resume is to start it at another number.
+function of the step number and everything a step changes happens in `Method.after_step`, so the loop
+(`Training._steps`) stands in the open, and to resume is to start it at another number.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +33,17 @@ from byol.diagnose import SETTLED_STEPS, Health
 from byol.encoder import SMALL_IMAGE_PX
 from byol.export import parameter_count, save_backbone
 from byol.files import write_json
+from byol.journal import Journal, Progress
 from byol.machine import process_memory
-from byol.methods import Method, Out
-from byol.metrics import SKIPPED, Metrics, NoMetrics
+from byol.methods import Method
+from byol.metrics import SKIPPED
 from byol.networks import build, compile_networks, make_optimizer
 from byol.online import ADVICE, HoldOut, Probe
 from byol.parallel import agreed, collected, everywhere, lost, met, met_with, missing, rank, together, world_size
-from byol.run import Run
-from byol.schedules import warmup_cosine, warmup_drops
-from byol.signals import noted
+from byol.run import RUN, Run
+from byol.signals import Noted, noted
 from byol.spikes import WINDOW, is_spike
+from byol.step import Gradients, apply, gradients, train_step
 from byol.views import recipes
 from byol.views.view import View
 
@@ -71,17 +71,6 @@ class Interrupted(TrainingStopped):
         self.code = 128 + number
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What an observer is told. `probe` is set when held-out images were looked at."""
-
-    step: int
-    total_steps: int
-    metrics: dict[str, float]
-    images_per_second: float
-    probe: Probe | None = None
-
-
 @dataclass
 class Budget:
     """A time to be done by. seconds: in all; began: when it began, and training: when the first step did, both by
@@ -103,91 +92,6 @@ class Budget:
         a_step = (now - self.training - sum(self.looks)) / done
         left = self.began + self.seconds - now - a_look  # the last look
         return done + max(1, int(left / (a_step + a_look / look_every)))
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """What the passes of one step gave; the gradients themselves lie with the parameters.
-
-    outs: detached, one for each micro-batch. losses: their means, detached, on the device. norm: of all gradients
-    together, on the device; not finite where one of them is not, or where their squares are too large.
-    """
-
-    outs: list[Out]
-    losses: dict[str, Tensor]
-    norm: Tensor
-
-
-def gradients(
-    run: Run,
-    step: int,
-    networks: nn.Module,
-    batches: list[Batch],
-    backward: Callable[[Tensor], None],
-    apart: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Gradients:
-    """The gradients of one optimizer step from its micro-batches; `step` is the number of steps done before it.
-
-    apart: a context in which processes do not exchange gradients, for all micro-batches but the last.
-    """
-    outs: list[Out] = []
-    classifier_losses = []
-    root = rng.fold(rng.key(run.seed, rng.Purpose.METHOD), step)
-    for number, batch in enumerate(batches):
-        device = batch.views[0].device
-        with apart() if number + 1 < len(batches) else nullcontext():
-            loss, classifier_loss, *rest = networks(
-                batch.views,
-                batch.ids.to(device, non_blocking=True),
-                batch.labels.to(device, non_blocking=True),
-                rng.fold(root, number),
-            )
-            backward((loss + classifier_loss) / len(batches))
-        outs.append(Out(loss, *rest).detach())
-        classifier_losses.append(classifier_loss.detach())
-    losses = {
-        "loss": torch.stack([out.loss for out in outs]).mean(),
-        "classifier_loss": torch.stack(classifier_losses).mean(),
-    }
-    given = [p.grad for p in networks.parameters() if p.grad is not None]
-    # Of absolute values the largest would say it exactly, and takes ten times as long on a CPU.
-    return Gradients(outs, losses, nn.utils.get_total_norm(given))
-
-
-def apply(run: Run, step: int, method: Method, optimizer: torch.optim.Optimizer, taken: Gradients) -> None:
-    """Move the weights by the gradients, and do what the method does after a step."""
-    share = learning_rate_share(run, step)
-    held = min(1.0, run.schedule(step)[0] / run.warmup_steps) if run.warmup_steps else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = run.peak_lr * group["lr_scale"] * (held if group["constant"] else share)
-    optimizer.step()
-    optimizer.zero_grad()
-    method.after_step(run.progress(step), taken.outs)
-
-
-def train_step(
-    run: Run,
-    step: int,
-    networks: nn.Module,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    batches: list[Batch],
-    backward: Callable[[Tensor], None],
-) -> dict[str, Tensor]:
-    """A whole optimizer step; `step` is the number of steps done before it. Returns the mean losses, on the device."""
-    taken = gradients(run, step, networks, batches, backward)
-    apply(run, step, method, optimizer, taken)
-    return taken.losses
-
-
-def learning_rate_share(run: Run, step: int) -> float:
-    """The learning rate as a share of its peak at a step."""
-    position, total = run.schedule(step)
-    if position >= run.warmup_steps:
-        position = max(position // run.lr_every_steps * run.lr_every_steps, run.warmup_steps)
-    if run.lr_drops:
-        return warmup_drops(position, warmup_steps=run.warmup_steps, total_steps=total, drops=run.lr_drops)
-    return warmup_cosine(position, warmup_steps=run.warmup_steps, total_steps=total, final=run.final_lr)
 
 
 def keep_memory() -> None:
@@ -227,7 +131,7 @@ class Training:
         if held is not None:
             self.hold_out = HoldOut(self._loader(held, source, pixels, 256, 0), self.loader, self.networks.classifier)
         self.saved = 0
-        self._unwritten: OSError | None = None
+        self._done = 0
         self._losses: deque[float] = deque(maxlen=WINDOW)
         # All that a forward pass changes: a step that goes wrong gives it back.
         self._statistics = [b for m in self.networks.modules() if isinstance(m, _NormBase) for b in m.buffers(False)]
@@ -317,101 +221,24 @@ class Training:
         begin: the checkpoint to go on from. budget: when to end, by planning again once. say: is told what a person
         should read meanwhile. Interrupted, after a whole step, where a signal asks for it.
         """
-        run = self.run
-        start = 0 if begin is None else self.restore(begin)
-        metrics = together(lambda: Metrics(self.directory, start) if rank() == 0 else NoMetrics())
-        seconds, collapsed, looked = agreed(metrics.standing())
-        bad: set[int] = agreed(metrics.bad())
-        self._found = [Health.of(found) for step, found in metrics.looks() if self._settled(step)]
+        start = self._done = 0 if begin is None else self.restore(begin)
+        self._journal = Journal(self.run, self.directory, start, observe, say)
+        self._found = [Health.of(found) for step, found in self._journal.looks if self._settled(step)]
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
-        step = start
         try:
             if budget is not None:
                 budget.training = time.perf_counter()
-            if self._looks(start) and not looked:
-                before = time.perf_counter()
-                probe = self._look(start, metrics, observe, seconds)
-                if start:
-                    collapsed = self._collapses(probe, collapsed, start)
-                if budget is not None:
-                    budget.looks.append(time.perf_counter() - before)
-            # Of a run that may get longer, more are ready to be made than it will have.
-            end = run.total_steps * run.accumulate if budget is None else sys.maxsize // run.batch_size
-            batches = self.loader.batches(start * run.accumulate, end)
-            clock, clock_step = time.perf_counter(), start
-            rate = 0.0
-            self.module.train()
-            replaced: list[tuple[int, int, str]] = []
+            if self._looks(start) and not self._journal.looked:
+                self._look(budget)
+            self._journal.clock(start)
             with noted() as asked:
-                following = self._read(batches) if step < run.total_steps else ([], None)
-                while step < run.total_steps:
-                    micro, unread = following
-                    line, number = met_with(unread or self._unwritten, asked.number)
-                    if line is not None or number:
-                        self._write(metrics.skipped, collected(replaced))
-                        # The state is whole: no part of this step is done.
-                        raise self._ended(step, line, number)
-                    taken = self.passes(step, micro)
-                    # Made while a GPU works on the passes, whose end the next line waits for.
-                    following = self._read(batches) if step + 1 < run.total_steps else ([], None)
-                    losses = {name: float(value) for name, value in taken.losses.items()}
-                    norm = float(taken.norm)
-                    if not (all(map(math.isfinite, losses.values())) and (math.isfinite(norm) or not self.wrong())):
-                        raise self._not_finite(step, micro, losses, metrics, collected(replaced))
-                    apply(run, step, self.method, self._optimizer, taken)
-                    done = step + 1
-                    replaced += [(done, *each) for batch in micro for each in batch.replaced]
-                    if is_spike(losses["loss"], self._losses):
-                        before_it = statistics.median(self._losses)
-                        self._write(metrics.write, done, {"loss_spike": losses["loss"], "median_before": before_it})
-                        say(f"step {done}: the loss jumped from {before_it:.4g} to {losses['loss']:.4g}")
-                    self._losses.append(losses["loss"])
-                    logs = done % LOG_EVERY_STEPS == 0 or done == run.total_steps
-                    saves = done % run.checkpoint_every_steps == 0 or done == run.total_steps
-                    looks = self._looks(done)
-                    if logs or saves or looks:
-                        found, replaced = collected(replaced), []
-                        self._write(metrics.skipped, found)
-                        bad |= {image for _, image, _ in found}
-                    if logs:
-                        now = time.perf_counter()
-                        seconds += now - clock
-                        rate = (done - clock_step) * run.images_per_step / (now - clock)
-                        values = {
-                            **losses,
-                            "gradient_norm": norm,
-                            "lr": self.optimizer.param_groups[0]["lr"],
-                            **self.method.status(run.progress(step)),
-                        }
-                        if done == run.total_steps and (memory := self.peak_memory()):
-                            values["peak_memory_bytes"] = memory
-                        line_of = {**values, "images_per_second": rate, "seconds": round(seconds, 3)}
-                        self._write(metrics.write, done, line_of)
-                        observe(Progress(done, run.total_steps, values, rate))
-                        clock, clock_step = time.perf_counter(), done
-                    step = done
-                    if saves:
-                        self._write(metrics.settle)
-                        self._save(done)
-                    if (logs or saves or looks) and self._mostly_bad(bad, done):
-                        self._save(done)
-                        raise everywhere(self._stopped_for(bad, done))
-                    if looks:
-                        before = time.perf_counter()
-                        probe = self._look(done, metrics, observe, seconds + before - clock)
-                        clock += time.perf_counter() - before  # training's seconds are training's alone
-                        if budget is not None:
-                            budget.looks.append(time.perf_counter() - before)
-                        collapsed = self._collapses(probe, collapsed, done)
-                    if budget is not None and logs and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
-                        steps = agreed(budget.steps(done, run.evaluate_every_steps))
-                        run = self.run = replace(run, total_steps=steps, replan=(done, run.total_steps))
-                        self._write(run.write, self.directory / "run.json")
+                self._steps(start, asked, budget)
             if rank() == 0:
-                self._write(partial(save_backbone, self.method.encoder, run, self.directory, step=run.total_steps))
-            if (line := met(self._unwritten)) is not None:
-                raise self._ended(step, line, 0)
+                written = partial(save_backbone, self.method.encoder, self.run, self.directory, step=self._done)
+                self._journal.write(written)
+            if (line := met(self._journal.unwritten)) is not None:
+                raise self._ended(line, 0)
         except KeyboardInterrupt:
             raise everywhere(
                 TrainingStopped(
@@ -421,10 +248,71 @@ class Training:
         except RuntimeError as error:
             if not lost(error):
                 raise
-            raise missing(error, TrainingStopped, f"after {step} steps; --resume goes on after {self.saved}") from error
+            after = f"after {self._done} steps; --resume goes on after {self.saved}"
+            raise missing(error, TrainingStopped, after) from error
         finally:
-            metrics.close()
+            self._journal.close()
             self.loader.source.rest()
+
+    def _steps(self, start: int, asked: Noted, budget: Budget | None) -> None:
+        """All steps from a number on."""
+        run, journal = self.run, self._journal
+        # Of a run that may get longer, more are ready to be made than it will have.
+        end = run.total_steps * run.accumulate if budget is None else sys.maxsize // run.batch_size
+        batches = self.loader.batches(start * run.accumulate, end)
+        self.module.train()
+        following = self._read(batches) if start < run.total_steps else ([], None)
+        while (step := self._done) < self.run.total_steps:
+            micro, unread = following
+            line, number = met_with(unread or journal.unwritten, asked.number)
+            if line is not None or number:
+                raise self._ended(line, number)  # the state is whole: no part of this step is done
+            taken = self.passes(step, micro)
+            # Made while a GPU works on the passes, whose end the next line waits for.
+            following = self._read(batches) if step + 1 < self.run.total_steps else ([], None)
+            losses = {name: float(value) for name, value in taken.losses.items()}
+            norm = float(taken.norm)
+            if not (all(map(math.isfinite, losses.values())) and (math.isfinite(norm) or not self.wrong())):
+                raise self._not_finite(micro, losses)
+            apply(self.run, step, self.method, self._optimizer, taken)
+            self._done += 1
+            self._after(micro, losses, norm, budget)
+
+    def _after(self, micro: list[Batch], losses: dict[str, float], norm: float, budget: Budget | None) -> None:
+        """What is written after a step, and whether the run is to go on."""
+        run, journal, done = self.run, self._journal, self._done
+        last = done == run.total_steps
+        journal.replaced(done, micro)
+        if is_spike(losses["loss"], self._losses):
+            journal.spike(done, losses["loss"], statistics.median(self._losses))
+        self._losses.append(losses["loss"])
+        logs = last or done % LOG_EVERY_STEPS == 0
+        saves = last or done % run.checkpoint_every_steps == 0
+        looks = self._looks(done)
+        if logs or saves or looks:
+            journal.exchange()
+        if logs:
+            values = {
+                **losses,
+                "gradient_norm": norm,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                **self.method.status(run.progress(done - 1)),
+            }
+            if last and (memory := self.peak_memory()):
+                values["peak_memory_bytes"] = memory
+            journal.log(done, run.total_steps, values)
+        if saves:
+            journal.settle()
+            self._save()
+        if (logs or saves or looks) and self._mostly_bad():
+            self._save()
+            raise everywhere(self._stopped_for_bad())
+        if looks:
+            self._look(budget)
+        if budget is not None and logs and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
+            steps = agreed(budget.steps(done, run.evaluate_every_steps))
+            self.run = replace(run, total_steps=steps, replan=(done, run.total_steps))
+            journal.write(self.run.write, self.directory / RUN)
 
     def _read(self, batches: Iterator[Batch]) -> tuple[list[Batch], Exception | None]:
         """(the micro-batches of a step, why there are none)"""
@@ -433,57 +321,44 @@ class Training:
         except (DataError, OSError) as error:
             return [], error
 
-    def _write(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Write something. What cannot be written ends the run before its next step, in all processes."""
-        if self._unwritten is None:
-            try:
-                call(*arguments)
-            except OSError as error:
-                self._unwritten = error
-
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
         """A checkpoint, by the first process, unless there is one."""
-        if rank() == 0 and self.saved < step:
-            self._write(self.save, step)
-        if self._unwritten is None:
-            self.saved = max(self.saved, step)
+        if rank() == 0 and self.saved < self._done:
+            self._journal.write(self.save, self._done)
+        if self._journal.unwritten is None:
+            self.saved = max(self.saved, self._done)
 
-    def _ended(self, step: int, line: str | None, number: int) -> BaseException:
+    def _ended(self, line: str | None, number: int) -> BaseException:
         """What to raise where the run has to end before a step: because of what `line` says, or of a signal."""
-        if (unwritten := agreed(self._unwritten is not None)) is False:
-            self._save(step)
+        self._journal.exchange()
+        if (unwritten := agreed(self._journal.unwritten is not None)) is False:
+            self._save()
         saved = agreed(self.saved)
         state = f"the state after {saved} steps is saved, --resume goes on"
-        if unwritten or self._unwritten is not None:
-            why = self._unwritten
+        why = self._journal.unwritten
+        if unwritten or why is not None:
             what = f"{why.strerror}: {why.filename}" if why is not None else line
             return everywhere(TrainingStopped(f"{what}; {state} once there is room or permission"))
         if number:  # workers end by the same signal, and cannot be read from
             name = signal.Signals(number).name
-            return everywhere(Interrupted(f"{name} after {step} steps; {state}", number), 128 + number)
+            return everywhere(Interrupted(f"{name} after {self._done} steps; {state}", number), 128 + number)
         return everywhere(TrainingStopped(f"{line}; {state}"))
 
-    def _not_finite(
-        self,
-        step: int,
-        micro: list[Batch],
-        losses: dict[str, float],
-        metrics: Metrics | NoMetrics,
-        replaced: list[tuple[int, int, str]],
-    ) -> BaseException:
+    def _not_finite(self, micro: list[Batch], losses: dict[str, float]) -> BaseException:
         """What to raise where the passes of a step gave a number that is not one: weights and statistics are those from
         before it, and are saved, with what the step saw."""
         torch._foreach_copy_(self._statistics, self._statistics_before)
         wrong = self.wrong()
         self.optimizer.zero_grad()
         ids = collected([[batch.ids.tolist() for batch in micro]])
-        self._write(metrics.skipped, replaced)
+        self._journal.exchange()
+        step = self._done
         place = failure(self.directory, step)
         if rank() == 0:
             drawn = [image for parts in zip(*ids, strict=True) for part in parts for image in part]
             found = {"step": step, **losses, "gradients_not_finite": wrong, "ids": drawn}
-            self._write(partial(self.save, step, place))
-            self._write(write_json, place / "batch.json", found)
+            self._journal.write(partial(self.save, step, place))
+            self._journal.write(write_json, place / "batch.json", found)
         names = [name for name, value in losses.items() if not math.isfinite(value)] or ["a gradient"]
         return everywhere(
             TrainingStopped(
@@ -498,29 +373,21 @@ class Training:
         named = self.networks.named_parameters()
         return [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
 
-    def _mostly_bad(self, bad: set[int], done: int) -> bool:
+    def _mostly_bad(self) -> bool:
         """Whether more images than `max_bad` allows turned out unusable, of those seen so far or of a thousand."""
-        seen = min(self.num_train, max(1000, done * self.run.images_per_step))
-        return len(bad) > self.run.max_bad * seen
+        seen = min(self.num_train, max(1000, self._done * self.run.images_per_step))
+        return len(self._journal.bad) > self.run.max_bad * seen
 
-    def _stopped_for(self, bad: set[int], done: int) -> TrainingStopped:
-        seen = min(self.num_train, done * self.run.images_per_step)
+    def _stopped_for_bad(self) -> TrainingStopped:
+        seen = min(self.num_train, self._done * self.run.images_per_step)
         return TrainingStopped(
-            f"{len(bad):,} of about {seen:,} images turned out unusable, more than --max-bad {self.run.max_bad:g} "
-            f"allows; {self.directory}/{SKIPPED} lists them. Stopped after {done} steps; mend the data and begin anew, "
-            "or go on with --resume and a larger --max-bad"
+            f"{len(self._journal.bad):,} of about {seen:,} images turned out unusable, more than --max-bad "
+            f"{self.run.max_bad:g} allows; {self.directory}/{SKIPPED} lists them. Stopped after {self._done} steps; "
+            "mend the data and begin anew, or go on with --resume and a larger --max-bad"
         )
 
     def _looks(self, done: int) -> bool:
         return done % self.run.evaluate_every_steps == 0 or done == self.run.total_steps
-
-    def _collapses(self, probe: Probe | None, before: int, done: int) -> int:
-        """How many looks in a row found a collapse, with this one; at two the run may want to be stopped."""
-        found = before + 1 if probe and probe.word == "collapsed" else 0
-        if found >= 2 and self.run.stop_on_collapse:
-            self._save(done)
-            raise everywhere(TrainingStopped(f"stopped at step {done}: {ADVICE}"))
-        return found
 
     def passes(self, step: int, micro: list[Batch]) -> Gradients:
         """The gradients of a step; of what it changes, `_statistics_before` keeps what was."""
@@ -553,32 +420,37 @@ class Training:
         """Whether a look after so many steps counts for the verdict."""
         return step >= SETTLED_STEPS and self.run.schedule(step)[0] >= self.run.warmup_steps
 
-    def _look(
-        self, step: int, metrics: Metrics | NoMetrics, observe: Callable[[Progress], None], seconds: float
-    ) -> Probe | None:
+    def _look(self, budget: Budget | None) -> None:
+        """Look at held-out images, if there are any; two looks in a row that find a collapse may end the run."""
+        journal, step = self._journal, self._done
         if self.hold_out is None:
-            return None
-        found_here: Probe | TrainingStopped | None = None
-        if rank() == 0:
-            try:
-                found_here = self.look(step)
-                self._found += [found_here.health] if self._settled(step) else []
-            except (DataError, OSError) as error:
-                self._save(step)
-                found_here = TrainingStopped(f"{error}; the state after {step} steps is saved, --resume goes on")
-            except ValueError as error:
-                found_here = TrainingStopped(
-                    f"{error} at step {step}; the last checkpoint is whole. Try a lower --base-lr or --precision 32"
-                )
-        probe = agreed(found_here)
-        if isinstance(probe, TrainingStopped):
-            raise everywhere(probe)
-        assert probe is not None, "the first process looked"
-        found = probe.to_dict()
-        found.pop("step")
-        line = {"seconds": round(seconds, 3), **{f"held_out/{k}": v for k, v in found.items()}}
-        self._write(metrics.write, step, line)
-        observe(Progress(step, self.run.total_steps, {}, 0.0, probe))
+            return
+        with journal.paused() as seconds:
+            began = time.perf_counter()
+            probe = agreed(self._found_by_first(step) if rank() == 0 else None)
+            if isinstance(probe, TrainingStopped):
+                raise everywhere(probe)
+            assert probe is not None, "the first process looked"
+            journal.look(step, self.run.total_steps, probe, seconds)
+            if budget is not None:
+                budget.looks.append(time.perf_counter() - began)
+        journal.collapsed = journal.collapsed + 1 if step and probe.word == "collapsed" else 0
+        if journal.collapsed >= 2 and self.run.stop_on_collapse:
+            self._save()
+            raise everywhere(TrainingStopped(f"stopped at step {step}: {ADVICE}"))
+
+    def _found_by_first(self, step: int) -> Probe | TrainingStopped:
+        """What the first process finds in a look, or why the run has to end."""
+        try:
+            probe = self.look(step)
+        except (DataError, OSError) as error:
+            self._save()
+            return TrainingStopped(f"{error}; the state after {step} steps is saved, --resume goes on")
+        except ValueError as error:
+            return TrainingStopped(
+                f"{error} at step {step}; the last checkpoint is whole. Try a lower --base-lr or --precision 32"
+            )
+        self._found += [probe.health] if self._settled(step) else []
         return probe
 
     def peak_memory(self) -> int | None:

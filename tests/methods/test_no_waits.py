@@ -8,7 +8,7 @@ from byol import names
 from byol.data.loader import Batch
 from byol.methods import get
 from byol.networks import build, make_optimizer
-from byol.train import train_step
+from byol.step import train_step
 
 aten = torch.ops.aten
 WAITS = {

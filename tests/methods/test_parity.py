@@ -18,7 +18,7 @@ from byol.data.loader import Batch
 from byol.methods.byol import BYOL
 from byol.networks import Networks, make_optimizer
 from byol.online import OnlineClassifier
-from byol.train import train_step
+from byol.step import train_step
 from byol.views.ops import normalize_
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
 
