@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/collapse.py --make PHOTOGRAPHS    # trains what benchmarks/results/collapse.jsonl lacks
     .venv/bin/python benchmarks/collapse.py --fix                 # thresholds, on the first half of the runs
     .venv/bin/python benchmarks/collapse.py --score 0             # the table, on the second half; 1, 2: on fresh runs
+    .venv/bin/python benchmarks/collapse.py --instead             # other rules on all runs but those
     .venv/bin/python benchmarks/collapse.py --picture FILE.png
 
 PHOTOGRAPHS is a data set with labels, CIFAR-10 say, of which 4,000 images are used; the digits are byol's own. Stated
@@ -31,11 +32,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import statistics
 import sys
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -209,12 +213,20 @@ def collapse(record: dict[str, Any]) -> tuple[int, str] | None:
     return None
 
 
-def alarm(record: dict[str, Any]) -> int | None:
-    """The step of the first look whose verdict is "collapsed", by the thresholds as they are now."""
+Rule = Callable[[Sequence[Health]], bool]
+
+
+def called(looks: Sequence[Health]) -> bool:
+    """Whether the verdict is "collapsed", by the thresholds as they are now."""
+    return verdict(looks) == "collapsed"
+
+
+def alarm(record: dict[str, Any], rule: Rule) -> int | None:
+    """The step of the first look at which the rule says so."""
     healths: list[Health] = []
     for i in counting(record):
         healths.append(Health(**{name: record[name][i] for name in NUMBERS}))
-        if verdict(healths) == "collapsed":
+        if rule(healths):
             return record["step"][i]
     return None
 
@@ -249,8 +261,8 @@ class Outcome:
         return self.alarm - self.collapse[0] if known else None
 
 
-def outcomes(records: list[dict[str, Any]]) -> list[Outcome]:
-    return [Outcome(record, collapse(record), alarm(record)) for record in records]
+def outcomes(records: list[dict[str, Any]], rule: Rule = called) -> list[Outcome]:
+    return [Outcome(record, collapse(record), alarm(record, rule)) for record in records]
 
 
 def fix(records: list[dict[str, Any]]) -> None:
@@ -315,6 +327,51 @@ def score(records: list[dict[str, Any]]) -> None:
     print(f"{sum(said)} of {len(said)} runs said so themselves, at the same look")
 
 
+def instead(records: list[dict[str, Any]]) -> None:
+    """What other alarms would have done: it shows what fewer false ones cost, and is not to choose by."""
+
+    def point_or_line(now: Health) -> bool:
+        return now.std_ratio < diagnose.COLLAPSED_STD_RATIO or now.effective_rank < diagnose.COLLAPSED_RANK
+
+    def rank_against_peak(looks: Sequence[Health]) -> bool:
+        return point_or_line(looks[-1]) or looks[-1].effective_rank < max(look.effective_rank for look in looks) / 2
+
+    def each_of_late(looks: Sequence[Health]) -> bool:
+        late, now = looks[len(looks) // 3 :], looks[-1]
+        spread, rank = max(look.std_ratio for look in late), max(look.effective_rank for look in late)
+        return point_or_line(now) or now.std_ratio < spread / 2 or now.effective_rank < rank / 2
+
+    def product_of_all(looks: Sequence[Health]) -> bool:
+        values = [look.std_ratio * look.effective_rank for look in looks]
+        return point_or_line(looks[-1]) or values[-1] < diagnose.FALLEN_SHARE * max(values)
+
+    def two_in_a_row(looks: Sequence[Health]) -> bool:
+        return len(looks) > 1 and called(looks) and called(looks[:-1])
+
+    changed = partial(mock.patch.object, diagnose)
+    rules: dict[str, tuple[AbstractContextManager[Any], Rule]] = {
+        "as it is": (nullcontext(), called),
+        "no look at the views": (changed("COLLAPSED_VIEW_RATIO", math.inf), called),
+        "a fall to 0.4 in place of 0.45": (changed("FALLEN_SHARE", 0.4), called),
+        "a fall to 0.35": (changed("FALLEN_SHARE", 0.35), called),
+        "a fall to 0.5": (changed("FALLEN_SHARE", 0.5), called),
+        "a spread below 0.25 in place of 0.3": (changed("COLLAPSED_STD_RATIO", 0.25), called),
+        "two looks in a row": (nullcontext(), two_in_a_row),
+        "no views; rank against half of its peak": (nullcontext(), rank_against_peak),
+        "no views; rank and spread, each against half of its highest of late": (nullcontext(), each_of_late),
+        "no views; the product against its highest of all": (nullcontext(), product_of_all),
+    }
+    print("| alarm | runs | misses | false alarms | of them as they are | median delay |\n" + "| --- " * 6 + "|")
+    for name, (change, rule) in rules.items():
+        with change:
+            found = outcomes(records, rule)
+        delays = [each.delay for each in found if each.delay is not None]
+        false = [each for each in found if each.false_alarm]
+        own = sum(each.record["cause"] is None for each in false)
+        misses = sum(each.miss for each in found)
+        print(f"| {name} | {len(found)} | {misses} | {len(false)} | {own} | {statistics.median(delays):g} |")
+
+
 def alarm_said(record: dict[str, Any]) -> int | None:
     """The alarm as the run itself wrote it down."""
     return next((s for s, word in zip(record["step"], record["verdict"], strict=True) if word == "collapsed"), None)
@@ -332,7 +389,7 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
         axis.plot(steps, ranks, color="#c5593c", linewidth=1.6, label="effective rank, as a share of its first")
         if record["switch"]:
             axis.axvline(record["switch"], color=_FAINT, linewidth=0.9, linestyle=":", label="spoiled from here on")
-        if (heard := alarm(record)) is not None:
+        if (heard := alarm(record, called)) is not None:
             axis.plot(heard, 1.15, "v", color=_INK, markersize=7, linestyle="none", label="alarm")
         axis.set_title(title, fontsize=8.5, color=_INK)
         axis.set_ylim(0, 1.25)
@@ -357,6 +414,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="runs with this in their name")
     parser.add_argument("--fix", action="store_true")
     parser.add_argument("--score", type=int, metavar="SEED", help="0: the second half of its runs; 1, 2: all of them")
+    parser.add_argument("--instead", action="store_true")
     parser.add_argument("--picture", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if arguments.make:
@@ -367,6 +425,8 @@ def main() -> None:
         fix(first)
     if arguments.score is not None:
         score([record for record in records if record["seed"] == arguments.score] if arguments.score else second)
+    if arguments.instead:
+        instead(second + [record for record in records if record["seed"] > 0])
     if arguments.picture:
         picture(records, arguments.picture)
 

@@ -31,7 +31,7 @@ def replay(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Draw the batch of a step again and pass it through the networks as they were before it; no weight of the run is
     changed. Returns what was found, and the same in lines for people; both are also written, with a picture of the
-    batch's views, to `failures/step-NNNNNNNNN` in the run's directory.
+    batch's views, to `replays/step-NNNNNNNNN` in the run's directory.
 
     step: the number of steps done before it. The networks are those that a step that failed kept, or those of the
     newest checkpoint before it, trained on from there. data: where the images lie now, if no longer where they did.
@@ -48,8 +48,8 @@ def replay(
     if (changed := manifest.changes(directory, source, run.facts["data_fingerprint"])) is not None:
         raise ValueError(f"{data or run.data} is not what this run began with: {changed}; put that back")
     training = Training(run, source, pixels, directory)
-    place = failure(directory, step)
-    kept = checkpoint.all_of(place) + checkpoint.all_of(directory / CHECKPOINTS)
+    failed = failure(directory, step)
+    kept = checkpoint.all_of(failed) + checkpoint.all_of(directory / CHECKPOINTS)
     before = [path for path in kept if checkpoint.step_of(path) <= step]
     start = training.restore(max(before, key=checkpoint.step_of)) if before else 0
     training.module.train()
@@ -59,7 +59,7 @@ def replay(
         observer.working("steps before it", number + 1 - start, step - start)
     micro = [next(batches) for _ in range(run.accumulate)]
     ids = [image for batch in micro for image in batch.ids.tolist()]
-    recorded = place / "batch.json"
+    recorded = failed / "batch.json"
     if recorded.exists() and sorted(read_json(recorded)["ids"]) != sorted(ids):
         raise ValueError(f"{recorded} names other images than are drawn now; was it made by another version?")
     with _watched(training.networks) as first:
@@ -83,6 +83,7 @@ def replay(
         "names": [source.name_of(image) for image in ids],
         "state_of_step": start,
     }
+    place = directory / "replays" / failed.name
     place.mkdir(parents=True, exist_ok=True)
     picture = _picture(training, micro[0], place / "views.png", f"step {step} of {directory.name}")
     write_json(place / "replay.json", found | {"picture": str(picture)})
