@@ -32,6 +32,7 @@ def readers(root: Path) -> dict[str, Callable[[], Any]]:
     import torch
 
     from byol import checkpoint, compare
+    from byol.data import manifest
     from byol.data import source as sources
     from byol.data.labels import with_groups, with_labels
     from byol.data.open import open_source
@@ -76,6 +77,7 @@ def readers(root: Path) -> dict[str, Callable[[], Any]]:
         "backbone.safetensors": lambda: load(run),
         "baseline": lambda: read_backbone(run),
         "metrics.jsonl": lambda: training_curves(run, root / "curves.png"),
+        "data.jsonl.gz": lambda: manifest.changes(run, open_source(root / "images"), Run.read(run / "run.json")),
         "evaluation.json": lambda: compare._evaluation(run, "images", None, None, ()),
         "step-000000001.safetensors": restored,
         "init.safetensors": lambda: start_from(Encoder(spec), str(root / "init.safetensors")),

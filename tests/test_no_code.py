@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from byol import checkpoint
+from byol.data import manifest
+from byol.data.open import open_source
 from byol.encoder import Encoder, EncoderSpec
 from byol.evaluate.cache import FeatureCache
 from byol.export import load, save_backbone
@@ -46,7 +49,7 @@ def whole(tmp_path_factory: Any, make_run: Any) -> Path:
     small = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
     encoder = Encoder(EncoderSpec("resnet18", 32, args=small))
     save_backbone(encoder, make_run(), run, step=2)
-    make_run().write(run / "run.json")
+    replace(make_run(), facts={"data_fingerprint": "0" * 64}).write(run / "run.json")
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     (run / "evaluation.json").write_text(json.dumps({"data": "images", "test": None, "rows": []}))
     linear = torch.nn.Linear(2, 2)
@@ -68,6 +71,7 @@ def whole(tmp_path_factory: Any, make_run: Any) -> Path:
         pq.write_table(table, root / f"{name}.parquet")
     (root / "labels.csv").write_text("file,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(6)))
     (root / "list.txt").write_text("0.png\n3.png\n")
+    manifest.write(run, open_source(root / "images"))
     np.savez(root / "arrays.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.arange(4))
     np.save(root / "array.npy", np.zeros((4, 8, 8), np.float32))
     return root
@@ -132,7 +136,7 @@ def test_reading_all_our_files_unpickles_compiles_and_starts_nothing(whole: Path
     marker = whole / "marker"
     (whole / "pickle").write_bytes(pickle.dumps(Trap(marker)))
     names = readers()
-    assert len(names) == 20
+    assert len(names) == 21
     for name in names:
         answer = read(name)
         assert answer["error"] is None, (name, answer)
@@ -171,7 +175,7 @@ def traps(marker: Path) -> dict[str, bytes]:
 
 def places(root: Path) -> dict[str, Path]:
     """Where each reader's file lies."""
-    run = {name: root / "run" / name for name in readers()[:6] if "." in name}
+    run = {name: root / "run" / name for name in readers()[:7] if "." in name}
     elsewhere = {
         "baseline": root / "run" / "backbone.safetensors",
         "baseline.safetensors": root / "init.safetensors",

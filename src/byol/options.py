@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from byol.kinds import fits
 from byol.names import PRETRAINED, backbones, method_arguments, split_tag, unknown
 from byol.run import Compile, EncoderInit, Optimization, Optimizer, Precision, Stem
 from byol.views.view import View
@@ -256,7 +257,7 @@ class Options:
                 options = replace(options, method_args={**options.method_args, name: value})
             elif name in BATCH:
                 batch = {"batch_size": options.batch_size, "accumulate": options.accumulate} | {name: value}
-                if batch["batch_size"] is None or not _fits(value, int):
+                if batch["batch_size"] is None or not fits(value, int):
                     options = replace(options, **{name: value})
                 else:
                     options = options.at_batch(**batch)
@@ -275,31 +276,15 @@ def _value(text: str, kind: Any) -> Any:
     except (ValueError, SyntaxError):
         return text
     value = tuple(value) if isinstance(value, list) else value
-    return text if not _fits(value, kind) and _fits(text, kind) else value
+    return text if not fits(value, kind) and fits(text, kind) else value
 
 
 def _check_kinds(what: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
     for name, value in values.items():
         if name not in kinds:
             raise ValueError(unknown(what, name, kinds))
-        if not _fits(value, kinds[name]):
+        if not fits(value, kinds[name]):
             raise ValueError(f"{name}={value!r} is not possible; use {_words(kinds[name])}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated kind; whole numbers are numbers too, truth values are not."""
-    origin, arguments = get_origin(kind) or kind, get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple and Ellipsis not in arguments:
-        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
-    if origin in (int, float):
-        return isinstance(value, int if origin is int else (int, float)) and not isinstance(value, bool)
-    return isinstance(value, origin)
 
 
 def _words(kind: Any) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from byol.data.loader import Normalization, data_statistics, split_hold_out, views_for
-from byol.data.source import HOW_TO_LABEL, Source
+from byol.data.source import HOW_TO_LABEL, Source, digest
 from byol.data.tiles import HELD_BYTES
 from byol.encoder import stem_for
 from byol.export import DESCRIPTION, read_description, spec_of
@@ -153,9 +153,10 @@ def continued(run: Run, options: Options, step: int) -> Run:
     changed = {
         name: value for name, value in given.items() if name in ("workers", "keep", "stop_on_collapse", "max_bad")
     }
-    steps = options.steps
-    if options.epochs is not None:
-        steps = steps_of(options.epochs, run.facts["images_trained_on"], run.images_per_step)
+    # A job that begins again gives the same command, whose batch, or its rule, may have moved the steps.
+    steps = None if options.steps == run.options.get("steps") else options.steps
+    if options.epochs is not None and options.epochs != run.options.get("epochs"):
+        steps = steps_of(options.epochs, run.fact("images_trained_on", int), run.images_per_step)
     if steps in (None, run.total_steps):
         return replace(run, **changed)
     if steps < run.total_steps:
@@ -163,7 +164,9 @@ def continued(run: Run, options: Options, step: int) -> Run:
             f"--resume makes a run longer, not shorter: it has {run.total_steps:,} steps, and {steps:,} were asked for"
         )
     extended = (*run.extended, (step, run.total_steps))
-    return replace(run, total_steps=steps, extended=extended, **changed)
+    own = {name: value for name, value in run.options.items() if name not in ("steps", "epochs")}
+    asked = own | {name: given[name] for name in ("steps", "epochs") if name in given}
+    return replace(run, total_steps=steps, extended=extended, options=asked, **changed)
 
 
 def check_trusted(run: Run, method: str | None) -> None:
@@ -308,6 +311,7 @@ def _facts(source: Source, device: str, num_train: int) -> dict[str, Any]:
         "images_usable": len(source),
         "images_trained_on": num_train,
         "data_fingerprint": source.fingerprint,
+        "labels_fingerprint": digest(source.labels, source.targets),
         "classes": list(source.classes) if source.classes else None,
         "device_name": name,
         "threads": torch.get_num_threads(),

@@ -6,9 +6,12 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from byol.files import read_json, write_json
+from byol.kinds import fits
+
+T = TypeVar("T")
 
 RUN = "run.json"
 Optimizer = Literal["lars", "sgd", "adamw"]
@@ -138,6 +141,13 @@ class Run(Optimization):
         position, planned = self.schedule(step)
         return position / planned
 
+    def fact(self, name: str, kind: type[T]) -> T:
+        """What was found of that name. ValueError where the run's file does not say it."""
+        value = self.facts.get(name)
+        if not fits(value, kind):
+            raise ValueError(f"{RUN} is damaged: its facts lack `{name}`; restore it from a copy")
+        return cast(T, value)
+
     def write(self, path: Path) -> None:
         write_json(path, dataclasses.asdict(self))
 
@@ -153,9 +163,15 @@ class Run(Optimization):
         if missing := set(known) - set(found) - optional:
             raise ValueError(f"{path} lacks settings this version needs: {', '.join(sorted(missing))}")
         try:
-            return cls._of(found)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged: its settings are of other kinds; restore it from a copy") from error
+            run = cls._of(found)
+        except (TypeError, ValueError, AttributeError):
+            run = None
+        kinds = typing.get_type_hints(cls)
+        wrong = [name for name in found if run is None or not fits(getattr(run, name), kinds[name])]
+        if run is None or wrong:
+            which = f"`{wrong[0]}` is" if run else "settings are"
+            raise ValueError(f"{path} is damaged: {which} of another kind; restore it from a copy")
+        return run
 
     @classmethod
     def _of(cls, found: dict[str, Any]) -> Run:

@@ -36,7 +36,7 @@ import faulthandler, json, os, resource, sys
 from pathlib import Path
 faulthandler.dump_traceback_later(60, exit=True)
 import pyarrow.parquet, tifffile
-from byol.data.labels import with_labels
+from byol.data.labels import with_groups, with_labels
 from byol.data.open import open_source
 from byol.machine import process_memory
 before = process_memory()
@@ -44,10 +44,13 @@ resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))  # the machine's, w
 for line in sys.stdin:
     path, options, labels = json.loads(line)
     answer = {"said": None, "read": 0, "skipped": {}, "images": 0}
+    groups = options.pop("groups", None)
     try:
         source = open_source(os.fsdecode(bytes.fromhex(path)), **options)
         if labels:
             source = with_labels(source, labels)
+        if groups:
+            source = with_groups(source, groups)
         answer["skipped"] = {name: why for _, name, why in source.skipped}
         answer["images"] = len(source)
         for i in source.ids.tolist():
@@ -198,6 +201,7 @@ def test_images_that_cost_time_or_memory_beyond_their_size_are_skipped(tmp_path:
     folder = put(
         tmp_path / "images",
         scans_jpg=scans(1000),
+        chunks_png=encoded()[:-12] + chunk(b"teSt", b"") * 300_000 + chunk(b"IEND", b""),
         moves_bmp=run_length_bitmap(1_000_000, 60),
         rows_bmp=run_length_bitmap(1, 60_000_000),
         circle_tif=tiff_of(8, 8, 16, next_at=8),
@@ -211,6 +215,7 @@ def test_images_that_cost_time_or_memory_beyond_their_size_are_skipped(tmp_path:
     assert (found["read"], found["said"]) == (2 + 1, None)
     reasons = {
         "scans.jpg": "scans",
+        "chunks.png": "chunks",
         "moves.bmp": "run lengths",
         "rows.bmp": "side",
         "listed.tif": "without measure",
@@ -455,16 +460,30 @@ def test_parquet_files_that_grow_beyond_measure_are_refused(tmp_path: Path, stre
     indices = pa.array(np.zeros(3000, np.int32))
     table = pa.table({"image": pa.DictionaryArray.from_arrays(indices, pa.array([value], pa.binary()))})
     pq.write_table(table, tmp_path / "dictionary.parquet", store_schema=False)
+    pq.write_table(table, tmp_path / "typed.parquet")
     empty = pa.table({"image": pa.nulls(2_000_000, pa.binary())})
     pq.write_table(empty, tmp_path / "rows.parquet", row_group_size=2_000_000)
     schema = pa.schema([("image", pa.binary()), ("label", pa.struct([("a\n\x1b[31m", pa.int8())]))])
     pq.write_table(schema.empty_table(), tmp_path / "name.parquet")
-    paths = [tmp_path / f"{name}.parquet" for name in ("dictionary", "rows", "name")]
+    paths = [tmp_path / f"{name}.parquet" for name in ("dictionary", "typed", "rows", "name")]
     assert all(path.stat().st_size < 4 << 20 for path in paths)
-    grows, rows, name = asked(tmp_path, *paths, options={"streams": streams})
+    grows, typed, rows, name = asked(tmp_path, *paths, options={"streams": streams})
     assert "grows beyond" in grows["said"]
+    assert "must hold encoded images" in typed["said"]
     assert "2,000,000 rows" in rows["said"]
     assert "`label` is" in name["said"]
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_column_of_groups_takes_no_memory_beyond_measure(tmp_path: Path, typed: bool) -> None:
+    sites = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3000, np.int32)), pa.array(["x" * (1 << 20)]))
+    table = pa.table({"image": [encoded()] * 3000, "site": sites})
+    pq.write_table(table, tmp_path / "sites.parquet", store_schema=typed)
+    (found,) = asked(tmp_path, tmp_path / "sites.parquet", options={"groups": "site"})
+    if typed:  # it stays one value
+        assert (found["said"], found["read"]) == (None, 3000)
+    else:
+        assert "grows beyond" in found["said"]
 
 
 def test_labels_files_without_lines_or_with_huge_fields_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -364,18 +365,49 @@ def test_workers_without_a_stream_are_told_of(tmp_path, parquet):
     ) in lines
 
 
-def test_a_killed_process_of_two_is_started_again_and_the_run_ends_exact(tmp_path, parquet):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir(), two.mkdir()
+def two_processes(*arguments):
+    """Of stream_run.py, which the launcher starts once more if one of them dies."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     ended = subprocess.run(
-        [*launcher, stream_run.__file__, str(parquet), str(two), "17"],
+        [*launcher, stream_run.__file__, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def two_alone(parquet, tmp_path_factory):
+    """Where two processes ran that nothing disturbed."""
+    place = tmp_path_factory.mktemp("two")
+    two_processes(parquet, place)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(10))
+def test_one_of_two_processes_is_killed_at_any_moment(tmp_path, parquet, two_alone, moment):
+    generator = random.Random(moment)
+    after = generator.uniform(0, float((two_alone / "seconds0").read_text()))
+    two_processes(parquet, tmp_path, "null", [generator.randrange(2), after])
+    for name in ("backbone.safetensors", "backbone.json", "checkpoints/step-000000030.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (two_alone / "run" / name).read_bytes(), name
+    found, whole = (
+        [
+            {name: value for name, value in json.loads(line).items() if name not in MEASURED}
+            for line in (place / "run/metrics.jsonl").read_text().splitlines()
+        ]
+        for place in (tmp_path, two_alone)
+    )
+    assert found == whole
+
+
+def test_a_killed_process_of_two_is_started_again_and_the_run_ends_exact(tmp_path, parquet):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    two_processes(parquet, two, 17)
     first, second = stream_run.seen(two), stream_run.seen(two, resumed=True)
     stream_run.work(str(parquet), one)
     uninterrupted = stream_run.seen(one)

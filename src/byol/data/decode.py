@@ -31,6 +31,8 @@ MOST_ENCODED_BYTES = 1 << 29
 """Of a format that is read whole, JPEG and WebP: three bytes of each pixel of the largest image, which none needs."""
 MOST_SCANS = 100
 """Of a progressive JPEG. Encoders write ten or so; each costs the time of the whole image, however few its bytes."""
+MOST_CHUNKS = 1 << 18
+"""Of a PNG: each takes Pillow microseconds, even an empty one. Of 8 KiB each, as is usual, they make 2 GiB."""
 MOST_RUN_LENGTH_PIXELS = 1 << 24
 """Of a BMP by run lengths, which Pillow decodes in Python; its rows are no longer than MOST_ROW_PX."""
 MOST_ROW_PX = 1 << 16
@@ -38,6 +40,16 @@ MOST_SIDE_PX = 1 << 20
 """Pillow keeps an address for each row: of 179 million rows, 1.4 GB."""
 MOST_TIFF_NUMBERS = 1 << 22
 """That one entry of a TIFF's directory may list, such as where its tiles lie."""
+MACHINE_TROUBLE = tuple(
+    getattr(errno, name)
+    for name in (
+        *("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ETIMEDOUT", "ENODEV", "ENOTCONN", "ECONNRESET"),
+        *("ECONNABORTED", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO"),
+    )
+    if hasattr(errno, name)
+)
+"""No image's fault: storage that does not answer, or no more file handles. Images taken for broken because of it would
+be replaced by others, each of which may be good the next time."""
 _STRIP_PIXELS = 1 << 22
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PILLOW_MODULES = re.compile(r"PIL\.")
@@ -235,9 +247,15 @@ def opened(data: bytes | Path) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]]
     except Unusable:
         raise
     except Exception as error:  # decoders raise nearly anything on bytes made to break them
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise  # out of file handles: the machine's trouble, and every later image would be lost
+        check_machine(error, data)
         raise Unusable(reason(error)) from error
+
+
+def check_machine(error: Exception, data: bytes | Path | str) -> None:
+    """Raise it, with the name of the file, where it is the machine's trouble."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno in MACHINE_TROUBLE:
+        name = None if isinstance(data, bytes) else str(data)
+        raise OSError(error.errno, os.strerror(error.errno), name) from error
 
 
 def _check_file(stream: IO[bytes]) -> None:
@@ -250,9 +268,21 @@ def _check_file(stream: IO[bytes]) -> None:
     if beginning.startswith(b"\xff\xd8"):
         stream.seek(0)
         _check_scans(stream.read())
+    if beginning.startswith(b"\x89PNG"):
+        _check_chunks(stream)
     if beginning.startswith(_TIFF_SIGNATURES):
         check_tiff(stream, pages=1)
     stream.seek(0)
+
+
+def _check_chunks(stream: IO[bytes]) -> None:
+    stream.seek(8)
+    for _ in range(MOST_CHUNKS):
+        beginning = stream.read(8)
+        if len(beginning) < 8 or beginning[4:] == b"IEND":
+            return
+        stream.seek(int.from_bytes(beginning[:4], "big") + 4, os.SEEK_CUR)
+    raise Unusable(f"more than {MOST_CHUNKS:,} chunks")
 
 
 def check_tiff(stream: IO[bytes], pages: int | None = None) -> None:

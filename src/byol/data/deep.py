@@ -154,6 +154,7 @@ def _opened(path: str, channels: int | None) -> Iterator[_Array]:
     except Unusable:
         raise
     except Exception as error:  # decoders raise nearly anything on bytes made to break them
+        decode.check_machine(error, path)
         raise Unusable(decode.reason(error)) from error
 
 

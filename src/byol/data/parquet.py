@@ -121,8 +121,17 @@ class Rows:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        read = [pq.read_table(path, columns=[name])[name].cast(pa.string()) for path in self.tables]
-        return [value for column in read for value in column.to_pylist()]
+        found = list[str | None]()
+        for file, path in zip(self.files, self.tables, strict=True):
+            with pq.ParquetFile(path) as parquet:
+                table = read_some(file, parquet, [name], path.stat().st_size)
+            # By a dictionary: one long value in every row stays one.
+            column = table[name]
+            encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+            for chunk in encoded.chunks:
+                values = chunk.dictionary.cast(pa.string()).to_pylist()
+                found += [None if i is None else values[i] for i in chunk.indices.to_pylist()]
+        return found
 
     def _bytes(self, position: int) -> bytes:
         data = self.encoded[position].as_py()

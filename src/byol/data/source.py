@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -446,6 +447,14 @@ def _in_threads(task: Callable[[np.ndarray], T], numbers: np.ndarray) -> Iterato
     slices = [numbers[start : start + 64] for start in range(0, len(numbers), 64)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         yield from zip(slices, pool.map(task, slices), strict=True)
+
+
+def digest(*arrays: np.ndarray | None) -> str:
+    """Hex SHA-256 of arrays, in order."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(b"none" if array is None else f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def no_test_part(name: str, how: str) -> DataError:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from byol.data.folder import Files
 from byol.data.loader import fits_memory, load_pixels
-from byol.data.source import HOW_TO_LABEL, DataError, Source
+from byol.data.source import HOW_TO_LABEL, DataError, Source, digest
 from byol.evaluate.splits import split
 
 
@@ -73,14 +73,6 @@ class Parts:
     train: Labelled
     open_test: Callable[[], Labelled]
     test_name: str
-
-
-def digest(*arrays: np.ndarray | None) -> str:
-    """Hex SHA-256 of arrays, in order."""
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(b"none" if array is None else f"{array.dtype} {array.shape} ".encode() + array.tobytes())
-    return found.hexdigest()
 
 
 def labelled_of(source: Source) -> Source:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from byol.encoder import SMALL_IMAGE_PX, Encoder
-from byol.names import import_outside
+from byol.names import METHODS, import_outside, unknown
 from byol.run import Optimization
 
 if TYPE_CHECKING:
@@ -164,6 +164,8 @@ def get(name: str) -> type[Method]:
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise ValueError(f"{name} is not a subclass of byol.methods.Method")
         return found
+    if name not in METHODS:
+        raise ValueError(unknown("method", name, METHODS))
     module = importlib.import_module(f"byol.methods.{name}")
     own = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)
     return next(c for c in own if issubclass(c, Method))
