@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_faults import held
 
 from byol import ablate
 from byol.evaluate import table
@@ -50,6 +51,12 @@ def test_a_list_without_a_result_is_one_clear_line(images, tmp_path, here, monke
     monkeypatch.setattr(ablate, "train_and_measure", fail)
     with pytest.raises(ValueError, match=r"no run of pair came to its end; untrained, seed 0: the disk is full"):
         ablate.ablate(_pair, images, tmp_path, SMALL, seeds=1, processes=1)
+
+
+def test_the_second_of_two_lists_in_a_directory_is_refused(images, tmp_path, here):
+    with held(tmp_path), pytest.raises(ValueError, match="another experiment is writing"):
+        ablate.ablate(_pair, images, tmp_path, SMALL, seeds=1, processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_labels_for_the_evaluation_are_looked_for_before_anything_trains(images, tmp_path, here):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
+from test_faults import held
 
 from byol import compare as comparing
 from byol import pictures
@@ -58,6 +59,14 @@ def drawn(monkeypatch):
     draw = pictures.comparison
     monkeypatch.setattr(pictures, "comparison", comparison)
     return found
+
+
+def test_the_second_of_two_comparisons_in_a_directory_is_refused(images, tmp_path, here):
+    arguments = ([contender("byol", COMMON)], {"steps": Length(steps=2)})
+    out = tmp_path / "out"
+    with held(out), pytest.raises(ValueError, match="another comparison is writing"):
+        compare(images, out, *arguments, seeds=1)
+    assert here == []
 
 
 def test_all_get_the_same_data_and_views_and_their_own_optimizer():

@@ -20,15 +20,15 @@ import torch
 
 from byol import pictures
 from byol.apart import Apart
-from byol.data.source import Part, Source
+from byol.data.source import Part, Source, digest
 from byol.evaluate.columns import BACKBONE, UNTRAINED
-from byol.evaluate.labelled import Parts, digest, labelled_of
+from byol.evaluate.labelled import Parts, labelled_of
 from byol.evaluate.protocols import score_of
 from byol.evaluation import evaluate_run
 from byol.experiments.paper import Arm, Experiment
 from byol.experiments.verdicts import MEASURES, markdown, summary
 from byol.export import DESCRIPTION
-from byol.files import json_lines, write_json, write_text
+from byol.files import json_lines, only_one, write_json, write_text
 from byol.methods import get
 from byol.metrics import METRICS
 from byol.options import Options
@@ -85,27 +85,28 @@ def ablate(
     observer.say(f"{experiment.name}: {experiment.question} Tested: {claims or 'no order'}")
     if few := _few_steps_a_pass(jobs, experiment):
         observer.say(few)
-    record = _read_record(out / RECORD)
-    _write_record(out / RECORD, record)  # without a line that a crash cut off
-    missing = {job.key: job for job in jobs if job.key not in record}
-    of_key = {job.key: job for job in jobs}
-    for job in list(missing.values()):  # a network to predict that is no longer there is trained again
-        while job.teacher is not None and job.teacher not in missing and not _network(out, job.teacher).is_dir():
-            shutil.rmtree(out / "runs" / job.teacher, ignore_errors=True)
-            missing[job.teacher] = of_key[job.teacher]
-            job = of_key[job.teacher]
-    observer.say(f"{len(jobs)} runs, {len(missing)} of them to do")
-    failed = _run_all(missing, record, data, out, labelled, test, processes, observer)
-    runs = {(job.arm.name, job.seed): record[job.key] for job in jobs if job.key in record}
-    if failed and not runs:
-        name, reason = next(iter(failed.items()))
-        raise ValueError(f"no run of {experiment.name} came to its end; {name}: {reason}")
-    result = summary(experiment, runs, seeds=seeds, data=data, steps=jobs[0].total_steps)
-    result["failed"] = failed
-    write_json(out / f"{experiment.name}.json", result)
-    write_text(out / f"{experiment.name}.md", markdown(result))
-    pictures.experiment(result, out / f"{experiment.name}.png")
-    return result
+    with only_one(out, "another experiment", observer.say):
+        record = _read_record(out / RECORD)
+        _write_record(out / RECORD, record)  # without a line that a crash cut off
+        missing = {job.key: job for job in jobs if job.key not in record}
+        of_key = {job.key: job for job in jobs}
+        for job in list(missing.values()):  # a network to predict that is no longer there is trained again
+            while job.teacher is not None and job.teacher not in missing and not _network(out, job.teacher).is_dir():
+                shutil.rmtree(out / "runs" / job.teacher, ignore_errors=True)
+                missing[job.teacher] = of_key[job.teacher]
+                job = of_key[job.teacher]
+        observer.say(f"{len(jobs)} runs, {len(missing)} of them to do")
+        failed = _run_all(missing, record, data, out, labelled, test, processes, observer)
+        runs = {(job.arm.name, job.seed): record[job.key] for job in jobs if job.key in record}
+        if failed and not runs:
+            name, reason = next(iter(failed.items()))
+            raise ValueError(f"no run of {experiment.name} came to its end; {name}: {reason}")
+        result = summary(experiment, runs, seeds=seeds, data=data, steps=jobs[0].total_steps)
+        result["failed"] = failed
+        write_json(out / f"{experiment.name}.json", result)
+        write_text(out / f"{experiment.name}.md", markdown(result))
+        pictures.experiment(result, out / f"{experiment.name}.png")
+        return result
 
 
 def prediction(
@@ -372,7 +373,7 @@ def train_and_measure(
     )
     found = evaluated.whole().found
     scores = {measure: score_of(found, measure, column) for measure in MEASURES}
-    lines = json_lines(place / METRICS)
+    lines = list(json_lines(place / METRICS))
     looks = [line for line in lines if "held_out/verdict" in line] if trained else []
     curves: dict[str, list[tuple[int, float]]] = {
         f"held_out_{name}": [

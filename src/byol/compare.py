@@ -22,7 +22,7 @@ from byol.evaluate.protocols import score_of
 from byol.evaluation import evaluate_run
 from byol.experiments import RECIPES
 from byol.export import DESCRIPTION
-from byol.files import json_lines, read_json, write_json, write_text
+from byol.files import is_free, json_lines, only_one, read_json, write_json, write_text
 from byol.methods import get, uses_labels
 from byol.metrics import METRICS
 from byol.options import Options
@@ -109,57 +109,62 @@ def compare(
     }
     images = _prepared(data, labelled or data, test, contenders, observer)
     _keep_settings(out, json.loads(json.dumps(settings)), resume=resume)
-    tables: dict[str, Any] = {}
-    baselines: dict[int, dict[str, dict[str, float]]] = {}
-    total = len(lengths) * seeds * len(contenders)
-    done = 0
-    for length, how_long in lengths.items():
-        rows: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
-        failed: dict[str, list[str]] = {}
-        for seed in range(seeds):
-            for each in contenders:
-                done += 1
-                run = _place(out, length, each.name, seed)
-                observer.say(f"{done} of {total}: {each.name}, seed {seed}, {length}")
-                options = replace(each.options, seed=seed, epochs=None, steps=how_long.steps, budget=how_long.budget)
-                try:
-                    _train(data, run, options)
-                except (TrainingStopped, BrokenProcessPool, ValueError) as error:
-                    failed.setdefault(each.name, []).append(f"seed {seed}: {error}")
-                    observer.say(f"{each.name}, seed {seed}: {error}")
-                    continue
-                found = _evaluation(run, labelled or data, test, images, (BACKBONE,))
-                rows[each.name].append(_measures(found, run))
-                # The same for all methods of a seed: the images, and the network that they all start from.
-                if seed not in baselines:
-                    columns = (UNTRAINED,) if baselines else (RAW_PIXELS, UNTRAINED)
-                    path = out / f"baselines-seed{seed}.json"
-                    baselines[seed] = _baselines(run, labelled or data, test, images, columns, path)
-        tables[length] = {"rows": {name: _summary(runs) for name, runs in rows.items()}, "failed": failed}
-        places = {c.name: [_place(out, length, c.name, seed) for seed in range(seeds)] for c in contenders}
-        marked = {c.name: f"{c.name} (labels)" if c.used_labels else c.name for c in contenders}
-        curves = {marked[n]: [_curve(r) for r in runs if (r / DESCRIPTION).is_file()] for n, runs in places.items()}
-        what = "held-out" if any(len(curve) > 1 for runs in curves.values() for curve in runs) else "the test"
-        words = f"{data}: {_words(asdict(how_long))}; kNN accuracy on {what} images"
-        pictures.comparison(curves, out / f"{length}.png", title=words)
-    result = {
-        **settings,
-        "used_labels": [c.name for c in contenders if c.used_labels],
-        "trained_on_test_labels": labelled in (None, data) and test is None and not images.train.source.has_test_part,
-        "train_images": len(images.train),
-        "test_images": len(images.open_test()),
-        "baselines": {
-            name: _summary([scores[name] for scores in baselines.values() if name in scores])
-            for name in (RAW_PIXELS, UNTRAINED)
-        },
-        "tables": tables,
-    }
-    write_json(out / "compare.json", result)
-    write_text(out / "compare.md", markdown(result))
-    if not baselines:
-        name, reasons = next(iter(next(iter(tables.values()))["failed"].items()))
-        raise TrainingStopped(f"none of the {total} runs finished: {name}: {reasons[0]}")
-    return result
+    with only_one(out, "another comparison", observer.say):
+        tables: dict[str, Any] = {}
+        baselines: dict[int, dict[str, dict[str, float]]] = {}
+        total = len(lengths) * seeds * len(contenders)
+        done = 0
+        for length, how_long in lengths.items():
+            rows: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
+            failed: dict[str, list[str]] = {}
+            for seed in range(seeds):
+                for each in contenders:
+                    done += 1
+                    run = _place(out, length, each.name, seed)
+                    observer.say(f"{done} of {total}: {each.name}, seed {seed}, {length}")
+                    options = replace(
+                        each.options, seed=seed, epochs=None, steps=how_long.steps, budget=how_long.budget
+                    )
+                    try:
+                        _train(data, run, options)
+                    except (TrainingStopped, BrokenProcessPool, ValueError) as error:
+                        failed.setdefault(each.name, []).append(f"seed {seed}: {error}")
+                        observer.say(f"{each.name}, seed {seed}: {error}")
+                        continue
+                    found = _evaluation(run, labelled or data, test, images, (BACKBONE,))
+                    rows[each.name].append(_measures(found, run))
+                    # The same for all methods of a seed: the images, and the network that they all start from.
+                    if seed not in baselines:
+                        columns = (UNTRAINED,) if baselines else (RAW_PIXELS, UNTRAINED)
+                        path = out / f"baselines-seed{seed}.json"
+                        baselines[seed] = _baselines(run, labelled or data, test, images, columns, path)
+            tables[length] = {"rows": {name: _summary(runs) for name, runs in rows.items()}, "failed": failed}
+            places = {c.name: [_place(out, length, c.name, seed) for seed in range(seeds)] for c in contenders}
+            marked = {c.name: f"{c.name} (labels)" if c.used_labels else c.name for c in contenders}
+            curves = {marked[n]: [_curve(r) for r in runs if (r / DESCRIPTION).is_file()] for n, runs in places.items()}
+            what = "held-out" if any(len(curve) > 1 for runs in curves.values() for curve in runs) else "the test"
+            words = f"{data}: {_words(asdict(how_long))}; kNN accuracy on {what} images"
+            pictures.comparison(curves, out / f"{length}.png", title=words)
+        result = {
+            **settings,
+            "used_labels": [c.name for c in contenders if c.used_labels],
+            "trained_on_test_labels": labelled in (None, data)
+            and test is None
+            and not images.train.source.has_test_part,
+            "train_images": len(images.train),
+            "test_images": len(images.open_test()),
+            "baselines": {
+                name: _summary([scores[name] for scores in baselines.values() if name in scores])
+                for name in (RAW_PIXELS, UNTRAINED)
+            },
+            "tables": tables,
+        }
+        write_json(out / "compare.json", result)
+        write_text(out / "compare.md", markdown(result))
+        if not baselines:
+            name, reasons = next(iter(next(iter(tables.values()))["failed"].items()))
+            raise TrainingStopped(f"none of the {total} runs finished: {name}: {reasons[0]}")
+        return result
 
 
 def _keep_settings(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -170,7 +175,7 @@ def _keep_settings(out: Path, settings: dict[str, Any], *, resume: bool) -> None
             other = ", ".join(name for name in settings if settings[name] != found.get(name))
             raise ValueError(f"{out} compares something else ({other} differ); choose another --out")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise ValueError(f"{out} exists already; choose another --out, or add --resume to go on with it")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
@@ -254,7 +259,7 @@ def _measures(found: dict[str, Any], run: Path) -> dict[str, float]:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    return json_lines(run / METRICS)
+    return list(json_lines(run / METRICS))
 
 
 def _place(out: Path, length: str, name: str, seed: int) -> Path:

@@ -56,13 +56,15 @@ def embed(
     about = {
         "data": source.name,
         "data_fingerprint": source.fingerprint,
-        "backbone": hashlib.sha256((run_directory / WEIGHTS).read_bytes()).hexdigest(),
+        "backbone": _digest(run_directory / WEIGHTS),
         "part": part,
         "rows_per_file": rows,
         "feature_dim": description["feature_dim"],
     }
     together(lambda: _begin(directory, about))
     encoder = load(run_directory).to(engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if about["backbone"] != _digest(run_directory / WEIGHTS):
+        raise ValueError(f"{run_directory} was written while it was read; embed once it is trained")
     numbers = range(-(-source.num_listed // rows))
     left = agreed([n for n in numbers if not _file(directory, n).exists()])
     there = sorted(set(numbers) - set(left))
@@ -94,6 +96,11 @@ def embed(
     counted = [_rows_of(_file(directory, n)) for n in [*mine, *there[rank() :: world_size()]]]
     written = sum(collected(counted))
     return {"out": str(directory), "images": written, "files": len(numbers), "feature_dim": about["feature_dim"]}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _opened(data: str, part: Part, description: dict[str, Any], tile: int) -> Source:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from uuid import uuid4
 
 LOCK = ".lock"
 TEMPORARY = ".tmp"
-MOST_JSON_BYTES = 1 << 30
-"""A line every ten steps of ten million takes half of it."""
+MOST_JSON_BYTES = 1 << 24
+"""Of a JSON file, or of one line of a file of many: as Python's objects it may take twenty times as much."""
 
 
 @contextmanager
@@ -47,8 +47,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or which files a folder has, is on the disk."""
-    with contextlib.suppress(PermissionError):  # Windows opens no folders
+    """Wait until a file, or which files a folder has, is on the disk. OSErrors name it."""
+    with naming(path), contextlib.suppress(PermissionError):  # Windows opens no folders
         file = os.open(path, os.O_RDONLY)
         try:
             os.fsync(file)
@@ -77,25 +77,30 @@ def sweep(directory: Path, *names: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. ValueError, in one line, where it holds none."""
-    return _object(path, _bytes(path), "")
+    with path.open("rb") as file:
+        return _object(path, file.read(MOST_JSON_BYTES + 1), "")
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of one each line, of which the last may be half written; none where there is no file.
     ValueError, in one line, where a line holds none."""
+    return (found for found, _ in placed_lines(path))
+
+
+def placed_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The same, each with the place in the file where its line ends, bytes."""
     if not path.exists():
-        return []
-    whole, _, _ = _bytes(path).rpartition(b"\n")
-    return [_object(path, line, f"line {number} of ") for number, line in enumerate(whole.splitlines(), start=1)]
-
-
-def _bytes(path: Path) -> bytes:
-    if (size := path.stat().st_size) > MOST_JSON_BYTES:
-        raise ValueError(f"{path} is {size:,} bytes, more than any that this package writes; restore it from a copy")
-    return path.read_bytes()
+        return
+    end, number = 0, 0
+    with path.open("rb") as file:
+        while (line := file.readline(MOST_JSON_BYTES + 1)).endswith(b"\n") or len(line) > MOST_JSON_BYTES:
+            end, number = end + len(line), number + 1
+            yield _object(path, line, f"line {number} of "), end
 
 
 def _object(path: Path, text: bytes, which: str) -> dict[str, Any]:
+    if len(text) > MOST_JSON_BYTES:
+        raise ValueError(f"{which}{path} is longer than any that this package writes; restore it from a copy")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -113,8 +118,9 @@ def is_free(directory: Path) -> bool:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory, which is made if need be, against other processes. BlockingIOError where one holds it.
+def locked(directory: Path) -> Iterator[bool]:
+    """Hold a directory, which is made if need be, against other processes. BlockingIOError where one holds it. Gives
+    whether it is held: not all file systems can.
 
     The system lets go when the process ends, however it does; processes that it forked do not hold on.
     """
@@ -122,14 +128,29 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
+        yield False
         return
+    held = True
     with (directory / LOCK).open("a") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(directory):
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(error.errno, "held by another process", str(directory)) from None
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # file systems without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
                 raise
-        yield
+            held = False
+        yield held
+
+
+@contextmanager
+def only_one(directory: Path, what: str, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Within it no other process writes there. ValueError where one does. what: writes it, such as "another run"."""
+    try:
+        with locked(directory) as held:
+            if not held:
+                say(f"{directory} cannot be locked here: let nothing else write to it meanwhile")
+            yield
+    except BlockingIOError:
+        raise ValueError(f"{what} is writing {directory}; wait until it ends, or choose another --out") from None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
+import time
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from byol.files import json_lines, naming, sync
+from byol.files import json_lines, naming, placed_lines, sync
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 
@@ -17,14 +20,12 @@ class Metrics:
     """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard."""
 
     def __init__(self, directory: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._start = start
         self._path = directory / METRICS
         self._skipped = directory / SKIPPED
         _drop_after(self._path, start or -1)  # a run that starts anew looks at step 0 again
         _drop_after(self._skipped, start)
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
+        self._board = _Board(directory / "tensorboard", start)
 
     def standing(self) -> tuple[float, int, bool]:
         """(seconds of training, whether the last look found a collapse, whether it was at `start`) as far as the file
@@ -44,7 +45,7 @@ class Metrics:
 
     def last(self, name: str) -> dict[str, Any] | None:
         """The last line that holds a number of that name."""
-        return next((line for line in reversed(json_lines(self._path)) if name in line), None)
+        return next(iter(deque((line for line in json_lines(self._path) if name in line), maxlen=1)), None)
 
     def bad(self) -> set[int]:
         """The ids of images that turned out unusable so far."""
@@ -52,9 +53,7 @@ class Metrics:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         _append(self._path, [{"step": step, **values}])
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
+        self._board.write(step, {name: value for name, value in values.items() if isinstance(value, (int, float))})
 
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None:
         if replaced:
@@ -107,9 +106,51 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = 0
-    with contextlib.suppress(json.JSONDecodeError):
-        for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            kept += len(line)
+    for line, end in placed_lines(path):
+        if not isinstance(line.get("step"), int):
+            raise ValueError(f"{path} is damaged: a line of it names no step; restore it from a copy")
+        if line["step"] > step:
+            break
+        kept = end
     os.truncate(path, kept)
+
+
+class _Board:
+    """Numbers for TensorBoard. What cannot be written is left out: no run ends for it."""
+
+    def __init__(self, directory: Path, start: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._file: IO[bytes] | None = None
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        with contextlib.suppress(OSError):
+            directory.mkdir(exist_ok=True)
+            self._file = (directory / name).open("ab", buffering=0)
+        self._put(Event(file_version="brain.Event:2"))
+        if start:  # what an earlier part of the run says of later steps counts no more
+            self._put(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
+        self._put(Event(step=step, summary=Summary(value=values)))
+
+    def _put(self, event: Any) -> None:
+        # Not torch's SummaryWriter: its thread ends in a traceback where a disk is full.
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self._file is None:
+            return
+        event.wall_time = time.time()
+        try:
+            RecordWriter(self._file).write(event.SerializeToString())
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None

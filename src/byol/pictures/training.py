@@ -13,7 +13,7 @@ from byol.pictures.figure import _COLOURS, _FAINT, _INK, _figure, _quiet
 
 def training_curves(run_directory: Path, path: Path) -> None:
     """Loss, spread and rank of the embedding, and kNN where there are labels, against the step."""
-    lines = json_lines(run_directory / "metrics.jsonl")
+    lines = list(json_lines(run_directory / "metrics.jsonl"))
     panels = [
         ("loss", "loss (0 to 8)"),
         ("held_out/std_ratio", "std of the embedding x sqrt(d)\n(1 = fully spread, 0 = collapsed)"),
