@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 
 from byol import parallel
-from byol.launch import restarted
+from byol.launch import launched_rank, restarted
 from byol.options import Options
 from byol.pipeline import pretrain
 from byol.train import Training
@@ -29,11 +31,15 @@ OPTIONS = Options(
 )
 
 
-def work(data, place, kill_at=None):
-    """Begins PLACE/run, or goes on with it where the launcher starts it again; the second process kills itself before
-    the step `kill_at`, the first time."""
+def work(data, place, kill_at=None, kill_after=None):
+    """Begins PLACE/run, or goes on with it where the launcher starts it again; a process kills itself, the first time:
+    the second one before the step `kill_at`, or one after so many seconds, kill_after = (rank, seconds)."""
     original, run = Training.passes, Path(place, "run")
     again = restarted()
+    if kill_after is not None and launched_rank() == kill_after[0] and not again:
+        timer = threading.Timer(kill_after[1], os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
 
     def step(self, number, micro):
         if number == kill_at and parallel.rank() == 1 and not again:
@@ -62,4 +68,7 @@ def seen(place, *, resumed=False):
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    began = time.monotonic()
+    kill = [json.loads(text) for text in sys.argv[3:]]
+    work(sys.argv[1], sys.argv[2], *kill)
+    Path(sys.argv[2], f"seconds{launched_rank()}").write_text(str(time.monotonic() - began))

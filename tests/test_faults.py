@@ -1,5 +1,7 @@
 """What goes wrong around a run: disks, signals, other runs, bad numbers, bad images; and what --resume may be asked."""
 
+import errno
+import gzip
 import json
 import multiprocessing
 import os
@@ -10,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import kill_server
 import numpy as np
@@ -25,6 +28,7 @@ import byol
 from byol import checkpoint, files, methods
 from byol.methods import Out
 from byol.methods.byol import BYOL
+from byol.pictures.training import training_curves
 from byol.pipeline import Silent, pretrain
 from byol.run import Run
 from byol.spikes import WINDOW, is_spike
@@ -82,9 +86,48 @@ def test_what_is_written_is_whole_or_not_there(tmp_path):
 
 def test_a_line_that_is_half_written_is_not_read(tmp_path):
     path = tmp_path / "lines.jsonl"
-    assert files.json_lines(path) == []
+    assert list(files.json_lines(path)) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert files.json_lines(path) == [{"step": 1}, {"step": 2}]
+    assert list(files.json_lines(path)) == [{"step": 1}, {"step": 2}]
+
+
+def test_what_is_longer_than_any_file_of_ours_is_not_taken_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_JSON_BYTES", 20)
+    for name, text in {
+        "whole": '{"a": "' + "x" * 30 + '"}',
+        "line": '{"step": 1}\n{"a": "' + "x" * 30 + '"}\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="longer than any"):
+        files.read_json(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"line 2 of .*longer than any"):
+        list(files.json_lines(tmp_path / "line"))
+
+
+@pytest.mark.parametrize("write", [lambda path: files.write_json(path, {}), files.sync])
+def test_what_cannot_be_kept_is_named(tmp_path, monkeypatch, write):
+    """A quota is often noticed only where the disk is waited for."""
+
+    def over(file):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    (tmp_path / "file.json").touch()
+    monkeypatch.setattr("byol.files.os.fsync", over)
+    with pytest.raises(OSError, match="Disk quota exceeded") as error:
+        write(tmp_path / "file.json")
+    assert error.value.filename == str(tmp_path / "file.json")
+
+
+@pytest.mark.parametrize("line", ["[]", '{"loss": 1}', '{"step": "1"}', "\0\0", '{"step": 1'])
+def test_a_damaged_line_before_the_last_is_told_and_nothing_cut_off(images, tmp_path, whole, line):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    first, *rest = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    text = "".join([first, line + "\n", *rest])
+    (out / "metrics.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged: .*; restore it from a copy"):
+        pretrain(images, out, replace(TINY, steps=30), resume=True)
+    assert (out / "metrics.jsonl").read_text() == text
 
 
 @pytest.mark.parametrize("left", [[], [".lock"], [".lock", "run.json.0123456789ab.tmp"]])
@@ -164,7 +207,19 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(images, tmp_path
     observer = At(0, lambda: None)
     pretrain(images, out, resume=True, observer=observer)
     assert weights(out) == weights(whole)
-    assert any("step-000000024.safetensors is damaged" in line for line in observer.said)
+    assert any("step-000000024.safetensors.damaged: a checkpoint that is damaged" in line for line in observer.said)
+
+
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(images, tmp_path, whole):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    last = checkpoint.latest(out / "checkpoints")
+    last.write_bytes(last.read_bytes()[:-10])
+    with one_step_then(signal.SIGTERM), pytest.raises(Interrupted, match="the state after 23 steps is saved"):
+        pretrain(images, out, replace(TINY, keep=1), resume=True)
+    assert checkpoint.step_of(checkpoint.newest_whole(out / "checkpoints")[0]) == 23
+    pretrain(images, out, resume=True)
+    assert weights(out) == weights(whole)
 
 
 # Disks
@@ -245,6 +300,26 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(images, tmp_path, mon
     assert not opened
 
 
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_disk_that_is_full_where_lines_are_written_ends_in_one_line(images, tmp_path, capfd, cleared):
+    """TensorBoard's file is the first that cannot be written, and ends no run."""
+    options = replace(TINY, steps=400, hold_out=0)
+    with small_disk(tmp_path / "disk") as disk:
+
+        def fill_for_a_while():
+            fill(disk)
+            if cleared:
+                (disk / "filler").unlink()
+
+        with pytest.raises(TrainingStopped) if not cleared else nullcontext() as stopped:
+            pretrain(images, disk / "run", options, observer=At(50, fill_for_a_while))
+        if not cleared:
+            said = str(stopped.value)
+            assert said.startswith(f"No space left on device: {disk}/run/") and "\n" not in said
+            assert "the state after 40 steps is saved" in said
+        assert "Traceback" not in "".join(capfd.readouterr())
+
+
 # Signals
 
 
@@ -286,9 +361,52 @@ def test_a_second_ctrl_c_does_not_wait(images, tmp_path, monkeypatch):
         return passes(self, step, micro)
 
     monkeypatch.setattr(Training, "passes", signalled)
-    with pytest.raises(TrainingStopped, match="from the last checkpoint"):
+    with pytest.raises(
+        Interrupted, match="SIGINT ended it at once, after 12 steps; --resume goes on after 12"
+    ) as ended:
         pretrain(images, tmp_path / "run", TINY)
-    assert not done
+    assert not done and ended.value.code == 130
+
+
+@contextmanager
+def one_step_then(number):
+    """A run within it gets that signal in its first step."""
+    passes = Training.passes
+
+    def signalled(self, step, micro):
+        os.kill(os.getpid(), number)
+        return passes(self, step, micro)
+
+    with mock.patch.object(Training, "passes", signalled):
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_ends_a_run_at_once(images, tmp_path, monkeypatch, number):
+    opened = byol.pipeline.open_for_training
+
+    def slow(*arguments, **named):
+        os.kill(os.getpid(), number)
+        return opened(*arguments, **named)
+
+    monkeypatch.setattr("byol.pipeline.open_for_training", slow)
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=f"{number.name} before the first step; the same command") as ended:
+        pretrain(images, tmp_path / "run", TINY)
+    assert ended.value.code == 128 + number and not (tmp_path / "run").exists()
+    assert signal.getsignal(number) is handler
+
+
+def test_a_signal_after_the_last_step_goes_on_with_the_backbone(images, tmp_path, monkeypatch, whole):
+    monkeypatch.setattr("byol.train.save_backbone", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(
+        Interrupted, match="SIGTERM ended it at once, after 24 steps; --resume goes on after 24"
+    ) as ended:
+        pretrain(images, tmp_path / "run", TINY)
+    assert ended.value.code == 143
+    monkeypatch.undo()
+    pretrain(images, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(whole)
 
 
 def command(server, data, out, *more, **asked):
@@ -428,6 +546,17 @@ def test_the_second_of_two_runs_in_a_directory_is_refused(images, tmp_path, whol
     assert weights(out) == weights(whole)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said(images, tmp_path, monkeypatch, number):
+    def none(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    observer = At(0, lambda: None)
+    pretrain(images, tmp_path / "run", replace(TINY, steps=2), observer=observer)
+    assert [line for line in observer.said if "cannot be locked here" in line]
+
+
 def test_a_run_that_began_meanwhile_is_left_alone(images, tmp_path, monkeypatch):
     """Both found the place free; the other one was quicker."""
     out = tmp_path / "run"
@@ -447,12 +576,18 @@ def test_a_run_that_began_meanwhile_is_left_alone(images, tmp_path, monkeypatch)
 def test_a_reader_of_a_live_run_never_sees_a_torn_file(images, tmp_path):
     out, ended, seen, torn = tmp_path / "run", threading.Event(), set(), []
 
+    def drawn():
+        if begun := any(files.json_lines(out / "metrics.jsonl")):
+            training_curves(out, tmp_path / "curves.png")
+        return begun
+
     def read():
         while not ended.is_set():
             for name, reading in (
                 ("run", lambda: Run.read(out / "run.json")),
-                ("metrics", lambda: files.json_lines(out / "metrics.jsonl")),
-                ("skipped", lambda: files.json_lines(out / "skipped.jsonl")),
+                ("metrics", lambda: list(files.json_lines(out / "metrics.jsonl"))),
+                ("skipped", lambda: list(files.json_lines(out / "skipped.jsonl"))),
+                ("curves", drawn),
                 ("state", lambda: load_file(checkpoint.latest(out / "checkpoints"))),
                 ("backbone", lambda: byol.load(out)),
             ):
@@ -474,7 +609,7 @@ def test_a_reader_of_a_live_run_never_sees_a_torn_file(images, tmp_path):
         ended.set()
         reader.join()
     assert torn == []
-    assert seen >= {"run", "metrics", "state"}
+    assert seen >= {"run", "metrics", "curves", "state", "backbone"}
 
 
 # What --resume may be asked
@@ -501,6 +636,49 @@ def test_other_settings_are_refused_and_named(images, tmp_path, whole, changes, 
         pretrain(images, out, replace(TINY, **changes), resume=True)
     assert said in str(refused.value)
     assert {p: p.read_bytes() for p in before} == before
+
+
+def test_the_same_command_goes_on_with_the_largest_batch(images, tmp_path, monkeypatch):
+    """A job that is put back into its queue, or started again, is the same command."""
+    monkeypatch.setattr(
+        "byol.pipeline.largest_batch", lambda options, *_: replace(options.at_batch(32, 1), auto_batch=False)
+    )
+    options = replace(TINY, auto_batch=True)
+    run = pretrain(images, tmp_path / "run", options)
+    assert run.batch_size == 32
+    assert pretrain(images, tmp_path / "run", options, resume=True) == run
+    with pytest.raises(ValueError, match="batch_size is 16, not 8"):
+        pretrain(images, tmp_path / "run", replace(options, batch_size=8), resume=True)
+
+
+def damaged(text, **changes):
+    return json.dumps({**json.loads(text), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"facts": {}},
+        {"facts": []},
+        {"options": []},
+        {"method": "nope"},
+        {"total_steps": "24"},
+        {"views": [{"nope": 1}] * 2},
+        {"views": [1, 2]},
+        {"base_lr": None},
+        {"mean": [0.5, "x", 0.5]},
+        {"extended": [[1]]},
+        {"method_args": {"nope": 1}},
+    ],
+)
+def test_a_damaged_run_file_is_told_in_one_line(server, images, tmp_path, whole, changes):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "run.json").write_text(damaged((out / "run.json").read_text(), **changes))
+    for argv in (["pretrain", str(images), "--out", str(out), "--resume"], ["pretrain", "--replay", str(out), "3"]):
+        ended = server({"argv": argv, "out": str(out), "environment": {}})
+        assert ended["status"] == 2 and "Traceback" not in ended["stderr"], ended["stderr"]
+        assert len(one_line(ended["stderr"])) == 1
 
 
 def test_code_that_a_run_names_is_not_run_unless_it_is_named_again(images, tmp_path, whole):
@@ -610,6 +788,76 @@ def test_changed_files_are_refused_and_named(tmp_path, change, said):
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"[]\n"),
+        gzip.compress(b'["a", 1, "x"]\n'),
+        gzip.compress(b"{"),
+        gzip.compress(b'["00.bmp", 486, 0]\n' * 99)[:-9],
+        gzip.compress(b"[" * 10_000),
+        gzip.compress(b" " * 10**8),
+    ],
+)
+def test_a_damaged_list_of_files_is_told_in_one_line_and_takes_no_memory(tmp_path, text):
+    place = made_folder(tmp_path / "images")
+    pretrain(str(place), tmp_path / "run", replace(TINY, steps=2, batch_size=8))
+    (tmp_path / "run/data.jsonl.gz").write_bytes(text)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"data.jsonl.gz is damaged|is not what this run began with") as refused:
+        pretrain(str(place), tmp_path / "run", resume=True)
+    assert "\n" not in str(refused.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def test_files_that_were_all_written_again_are_no_copy(tmp_path):
+    place = made_folder(tmp_path / "images")
+    pretrain(str(place), tmp_path / "run", replace(TINY, steps=2, batch_size=8))
+    for path in place.iterdir():
+        rewrite(path)
+    with pytest.raises(ValueError, match=r"00.bmp holds something else; 01.bmp holds something else; .* and 37 more"):
+        pretrain(str(place), tmp_path / "run", resume=True)
+
+
+def test_other_labels_are_refused(tmp_path):
+    place, labels = made_folder(tmp_path / "images"), tmp_path / "labels.csv"
+    names = sorted(path.name for path in place.iterdir())
+    labels.write_text("file,label\n" + "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names)))
+    options = replace(TINY, steps=2, batch_size=8, labels=str(labels))
+    pretrain(str(place), tmp_path / "run", options)
+    before = labels.read_text()
+    for changed in (before.replace("00.bmp,a", "00.bmp,b"), before.replace("39.bmp,b", "39.bmp,c")):
+        labels.write_text(changed)
+        with pytest.raises(ValueError, match=r"is not what this run began with .*: images have other labels"):
+            pretrain(str(place), tmp_path / "run", options, resume=True)
+    labels.write_text(before)
+    pretrain(str(place), tmp_path / "run", replace(options, steps=4), resume=True)
+
+
+def test_storage_that_does_not_answer_makes_no_image_broken(tmp_path, monkeypatch):
+    """Another image in its place would be another run."""
+    place = broken_folder(tmp_path / "images", [])
+    options = replace(TINY, batch_size=4, image_size=32)
+    opened, times = Path.open, []
+
+    def failing(path, *arguments, **named):
+        times.append(path)
+        if path.suffix == ".png" and len(times) > 300:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *arguments, **named)
+
+    pretrain(str(place), tmp_path / "whole", options)
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(TrainingStopped, match=r"Input/output error: .*png.*; the state after \d+ steps is saved"):
+        pretrain(str(place), tmp_path / "run", options)
+    monkeypatch.undo()
+    assert lines(tmp_path / "run/skipped.jsonl") == lines(tmp_path / "whole/skipped.jsonl")
+    pretrain(str(place), tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
 def test_a_copy_of_the_files_is_the_same_data(tmp_path):
     place = made_folder(tmp_path / "images")
     pretrain(str(place), tmp_path / "run", replace(TINY, steps=2, batch_size=8))
@@ -703,6 +951,11 @@ def test_replay_draws_the_very_batch_and_says_where_it_goes_wrong(images, tmp_pa
     assert dict(told)["not finite"] == "nothing"
     with pytest.raises(ValueError, match="steps are 0 to 23"):
         replay(out, 24, None, Silent())
+    # A damaged one is passed over for the one before it.
+    damaged = out / "checkpoints/step-000000022.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    again, _ = replay(out, 23, None, Silent())
+    assert (again["state_of_step"], again["loss"]) == (0, found["loss"])
 
 
 def test_large_gradients_that_are_finite_stop_nothing(images, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from byol.files import replacing, sweep
+from byol.files import naming, replacing, sweep
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
@@ -108,28 +108,37 @@ def latest(directory: Path) -> Path | None:
 def newest_whole(directory: Path) -> tuple[Path | None, list[Path]]:
     """(the whole checkpoint with the most steps, the damaged ones that have more); Damaged where all are."""
     damaged = list[Path]()
+    whole = None
     for path in reversed(all_of(directory)):
         try:
             _read(path)
         except Damaged:
             damaged.append(path)
         else:
-            return path, damaged
-    if damaged:
+            whole = path
+            break
+    if damaged and whole is None:
         raise Damaged(f"none of the {len(damaged)} checkpoints in {directory} is whole; start a new run elsewhere")
-    return None, damaged
+    return whole, damaged
+
+
+def set_aside(damaged: Path) -> Path:
+    """Take its name from a checkpoint, so that it is not one of the last that are kept; the new one."""
+    return damaged.rename(f"{damaged}.damaged")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, what else is known) of a checkpoint that is what was saved, else Damaged."""
     from safetensors import SafetensorError, safe_open
 
+    with naming(path), path.open("rb"):  # storage that does not answer, or may not, is no damage
+        pass
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checksum = about.pop("sha256")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path} is no checkpoint, or a damaged one: {error}") from error
     if checksum != _digest(tensors, about):
         raise Damaged(f"{path} is not what was saved: its checksum differs")

@@ -7,8 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from byol.data.open import open_source
 from byol.data.source import DataError, Range, Skipped, Source, measured
 from byol.data.tiles import tiled
 from byol.export import DESCRIPTION, WEIGHTS
-from byol.files import is_free, json_lines, locked, sweep, write_text
+from byol.files import is_free, json_lines, only_one, sweep, write_text
 from byol.journal import Progress
 from byol.launch import launched, launched_job, restarted
 from byol.methods import uses_labels
@@ -39,6 +38,7 @@ from byol.options import Options
 from byol.parallel import agreed, everywhere, lost, rank, together, world_size
 from byol.plan import chosen_views, continued, device_of, image_size, plan
 from byol.run import RUN, Run
+from byol.signals import Asked, at_once
 from byol.train import CHECKPOINTS, Budget, Interrupted, Training
 from byol.views import recipes
 from byol.views.view import View, describe
@@ -135,11 +135,22 @@ def pretrain(
         cluster.fabric(device_of(options), timeout=options.timeout)  # the processes meet
     observer = observer if observer is not None and rank() == 0 else Silent()
     resume = agreed(resume or (restarted() and (directory / RUN).is_file()))
-    with ExitStack() as held:
-        together(lambda: _check_place(data, directory, resume))
-        if resume:
-            together(lambda: held.enter_context(_held(directory)))
-        return _pretrain(data, directory, options, resume, observer, held)
+    with at_once(), ExitStack() as held:
+        try:
+            together(lambda: _check_place(data, directory, resume))
+            if resume:
+                together(lambda: held.enter_context(_held(directory, observer)))
+            return _pretrain(data, directory, options, resume, observer, held)
+        except Asked as asked:
+            if rank() > 0:
+                raise SystemExit(128 + asked.number) from None
+            ended = Interrupted(f"{asked} before the first step; the same command starts it again", asked.number)
+        except Interrupted as interrupted:
+            ended = interrupted
+        if launched_job() is not None:
+            observer.say(str(ended))  # what puts a job back ends it before another line
+        done = cluster.requeue(ended.number)
+        raise ended if done is None else Interrupted(f"{ended}; {done}", ended.number)
 
 
 def _pretrain(data: str, directory: Path, options: Options, resume: bool, observer: Observer, held: ExitStack) -> Run:
@@ -149,18 +160,19 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
     source, pixels = together(lambda: open_for_training(data, observer, **how, max_bad=max_bad))
     _check_alike(data, source)
     begin: Path | None = None
+    asked = options
     if resumed is not None:
         found = together(lambda: checkpoint.newest_whole(directory / CHECKPOINTS) if rank() == 0 else (None, []))
         begin, damaged = agreed(found)
-        for path in damaged:
-            observer.say(f"{path} is damaged; going on from the one before it")
+        for path in damaged if rank() == 0 else []:
+            observer.say(f"{checkpoint.set_aside(path)}: a checkpoint that is damaged; going on from the one before it")
         step = 0 if begin is None else checkpoint.step_of(begin)
         run = agreed(together(lambda: _continued(data, directory, resumed, options, source, step)))
     else:
         if options.auto_batch:
             options = largest_batch(options, source, pixels, observer.say)
         # A budget of time becomes steps once the rate is known; until then one a second stands for them.
-        run = _planned(options, math.ceil(options.budget) if options.budget else None, source, pixels)
+        run = _planned(asked, options, math.ceil(options.budget) if options.budget else None, source, pixels)
     budget = None if resume or options.budget is None else Budget(options.budget, time.perf_counter())
     # How many steps fit is worth a twentieth of the time to find out.
     trial = TRIAL_SECONDS if budget is None else min(10.0, max(TRIAL_SECONDS, budget.seconds / 20))
@@ -168,23 +180,16 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
     if budget is not None:
         left = budget.seconds * (1 - budget.spent())
         steps = agreed(max(1, int(left * rate / run.images_per_step)))
-        run = _planned(options, steps, source, pixels)
+        run = _planned(asked, options, steps, source, pixels)
         del training  # before the next one takes as much memory again
         training, _ = ready(run, source, pixels, directory, 0.0)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
     if not resume:
-        together(lambda: held.enter_context(_held(directory)))
+        together(lambda: held.enter_context(_held(directory, observer)))
         together(lambda: _check_place(data, directory, resume))  # another run may have been quicker
     together(lambda: _write_start(directory, run, source, lines))
-    try:
-        training.fit(observer.progress, begin=begin, budget=budget, say=observer.say)
-    except Interrupted as ended:
-        if launched_job() is not None:
-            observer.say(str(ended))  # what puts a job back ends it before another line
-        if (done := cluster.requeue(ended.number)) is None:
-            raise
-        raise Interrupted(f"{ended}; {done}", ended.number) from None
+    training.fit(observer.progress, begin=begin, budget=budget, say=observer.say)
     if training.run.replan is not None and budget is not None and rank() == 0:
         begun, first = training.run.replan
         again = f"--steps {training.run.total_steps} --set replan={begun},{first}"
@@ -205,20 +210,16 @@ def how_to_open(given: Options | Run) -> dict[str, Any]:
     }
 
 
-def _planned(options: Options, steps: int | None, source: Source, pixels: Tensor | None) -> Run:
-    """The run, in all processes. steps: in place of a budget."""
+def _planned(asked: Options, options: Options, steps: int | None, source: Source, pixels: Tensor | None) -> Run:
+    """The run, in all processes. asked: what a person decided, options: with what followed from it. steps: in place of
+    a budget."""
     planned = replace(options, steps=steps, budget=None) if steps else options
-    return agreed(together(lambda: replace(plan(planned, source, pixels), options=options.given())))
+    return agreed(together(lambda: replace(plan(planned, source, pixels), options=asked.given())))
 
 
-@contextmanager
-def _held(directory: Path) -> Iterator[None]:
+def _held(directory: Path, observer: Observer) -> AbstractContextManager[None]:
     """The directory is this run's, in all its processes, until it ends. ValueError where it is another's."""
-    try:
-        with locked(directory) if rank() == 0 else nullcontext():
-            yield
-    except BlockingIOError:
-        raise ValueError(f"another run is writing {directory}; wait until it ends, or choose another --out") from None
+    return only_one(directory, "another run", observer.say) if rank() == 0 else nullcontext()
 
 
 def _check_place(data: str, directory: Path, resume: bool) -> None:
@@ -237,7 +238,7 @@ def _check_place(data: str, directory: Path, resume: bool) -> None:
 def _continued(data: str, directory: Path, run: Run, options: Options, source: Source, step: int) -> Run:
     """The run that goes on after `step` steps: as it was, or with more of them. ValueError where the data or what the
     options ask for is not what it was."""
-    changed = manifest.changes(directory, source, run.facts["data_fingerprint"])
+    changed = manifest.changes(directory, source, run)
     if changed is not None:
         raise ValueError(
             f"{data} is not what this run began with ({run.data}): {changed}; put that back, or start a new run with "
@@ -252,10 +253,11 @@ def _write_start(directory: Path, run: Run, source: Source, lines: list[tuple[st
         return
     sweep(directory, RUN, WEIGHTS, DESCRIPTION, "plan.txt", manifest.MANIFEST)
     known = Run.read(directory / RUN) if (directory / RUN).exists() else None
-    if known != run:
-        run.write(directory / RUN)
     plan_file = directory / "plan.txt"
-    if not plan_file.exists() or (known is not None and known != run):
+    if known != run:
+        plan_file.unlink(missing_ok=True)
+        run.write(directory / RUN)
+    if not plan_file.exists():
         write_text(plan_file, "".join(f"{k}: {v}\n" for k, v in lines))
     if not (directory / SKIPPED).exists():
         _write_skipped(directory, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from byol.data.decode import Unusable
 from byol.data.loader import Batch
 from byol.files import read_json, write_json
 from byol.options import Options
-from byol.pipeline import Observer, how_to_open, open_for_training
+from byol.pipeline import Observer, how_to_open, open_for_training, ready
 from byol.plan import check_trusted, device_of
 from byol.run import RUN, Run
 from byol.train import CHECKPOINTS, Training, failure
@@ -45,13 +46,11 @@ def replay(
     if run.device == "cuda" and not torch.cuda.is_available():
         run = replace(run, device=device_of(Options()))
     source, pixels = open_for_training(data or run.data, observer, **how_to_open(run))
-    if (changed := manifest.changes(directory, source, run.facts["data_fingerprint"])) is not None:
+    if (changed := manifest.changes(directory, source, run)) is not None:
         raise ValueError(f"{data or run.data} is not what this run began with: {changed}; put that back")
-    training = Training(run, source, pixels, directory)
+    training, _ = ready(run, source, pixels, directory, 0.0)
     failed = failure(directory, step)
-    kept = checkpoint.all_of(failed) + checkpoint.all_of(directory / CHECKPOINTS)
-    before = [path for path in kept if checkpoint.step_of(path) <= step]
-    start = training.restore(max(before, key=checkpoint.step_of)) if before else 0
+    start = _restored(training, checkpoint.all_of(failed) + checkpoint.all_of(directory / CHECKPOINTS), step)
     training.module.train()
     batches = training.loader.batches(start * run.accumulate, (step + 1) * run.accumulate)
     for number in range(start, step):
@@ -88,6 +87,17 @@ def replay(
     picture = _picture(training, micro[0], place / "views.png", f"step {step} of {directory.name}")
     write_json(place / "replay.json", found | {"picture": str(picture)})
     return found | {"picture": str(picture)}, _lines(found, picture)
+
+
+def _restored(training: Training, kept: list[Path], step: int) -> int:
+    """Take the state of the last of them that is whole and has no more than `step` steps, if there is one; how many it
+    has."""
+    for path in sorted(kept, key=checkpoint.step_of, reverse=True):
+        # A run that goes on forgets its older ones meanwhile.
+        if checkpoint.step_of(path) <= step:
+            with contextlib.suppress(checkpoint.Damaged, FileNotFoundError):
+                return training.restore(path)
+    return 0
 
 
 class _watched:  # noqa: N801 (a context, named as one)

@@ -1,10 +1,11 @@
-"""Signals that ask a run to end: noted, so that it ends after its step and loses nothing."""
+"""Signals that ask a run to end: while it trains they are noted, so that it ends after its step and loses nothing."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,29 @@ from byol.launch import launched
 
 ENDING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """SIGUSR1 is what a SLURM job asks for before its time is over: `#SBATCH --signal=USR1@120`."""
+
+
+class Asked(KeyboardInterrupt):
+    """A signal asked a run to end that was not yet, or no more, training. number: of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Within it signals raise `Asked`, but for Ctrl-C, which raises what it always does. In another thread than the
+    main one nothing changes."""
+    own = os.getpid()
+
+    def ask(number: int, _: Any) -> None:
+        if os.getpid() != own:  # of a process forked meanwhile it is the end
+            os._exit(128 + number)
+        raise Asked(number)
+
+    with _handled(ask, tuple(number for number in ENDING if number != signal.SIGINT)):
+        yield
 
 
 class Noted:
@@ -31,15 +55,21 @@ def noted() -> Iterator[Noted]:
     """Within it signals are noted; a second Ctrl-C interrupts at once. In another thread than the main one nothing
     is."""
     found = Noted()
+    with _handled(found.note, ENDING):
+        yield found
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield
         return
-    before = {number: signal.signal(number, found.note) for number in ENDING}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield found
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def of_a_worker(_: int = 0) -> None:

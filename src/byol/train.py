@@ -239,12 +239,11 @@ class Training:
                 self._journal.write(written)
             if (line := met(self._journal.unwritten)) is not None:
                 raise self._ended(line, 0)
-        except KeyboardInterrupt:
-            raise everywhere(
-                TrainingStopped(
-                    f"interrupted; `byol pretrain ... --out {self.directory} --resume` goes on from the last checkpoint"
-                )
-            ) from None
+        except KeyboardInterrupt as asked:
+            number = getattr(asked, "number", int(signal.SIGINT))
+            how = f"goes on after {self.saved} steps" if self.saved else "begins it again"
+            line = f"{signal.Signals(number).name} ended it at once, after {self._done} steps; --resume {how}"
+            raise everywhere(Interrupted(line, number), 128 + number) from None
         except RuntimeError as error:
             if not lost(error):
                 raise
