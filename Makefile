@@ -31,11 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/byol demo $(ARGS)
 
+# Two at a time, each on one core: more would need more memory than a laptop has.
+TWO := -n 2 --dist loadfile
+
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
 
 test-long: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not gpu'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m 'not gpu'
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import torch
 
 import byol.pipeline
 
-torch.set_num_threads(2)
+# Processes of pytest-xdist share the cores: threads that wait for each other would take turns.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 byol.pipeline.TRIAL_SECONDS = 0.5  # at most five steps, before each of hundreds of runs that are as short
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,6 +217,19 @@ def test_recorded_runs_of_methods_as_they_are_are_never_called_collapsed():
             assert "collapsed" not in [verdict(looks[: i + 1]) for i in range(len(looks))], run["run"]
             methods.append(run["method"])
     assert set(methods) == set(METHODS)
+
+
+def test_the_alarm_s_score_is_what_the_documentation_says(monkeypatch):
+    monkeypatch.syspath_prepend(RECORDS.parents[1])
+    import collapse
+
+    found = collapse.outcomes([record for record in collapse.read() if record["seed"] == 2])
+    delays = [each.delay for each in found if each.delay is not None]
+    methods = {each.record["method"] for each in found}
+    assert len(found) == 61 and methods == set(METHODS) and sum(each.collapse is not None for each in found) == 41
+    assert sum(each.miss for each in found) == 0
+    assert [each.record["cause"] for each in found if each.false_alarm] == ["no variance", "redundancy alone"]
+    assert np.median(delays) == 0 and (min(delays), max(delays)) == (-80, 40)
 
 
 def test_view_ratio_by_hand():

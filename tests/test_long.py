@@ -1,7 +1,10 @@
-"""What the documentation says of the demo and of CIFAR-10, measured again. Minutes each: `make test-long`."""
+"""What the documentation says of the demo, of CIFAR-10 and of long runs, measured again. Minutes each: `make
+test-long`."""
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +46,19 @@ def test_the_demo_is_never_called_collapsed(demos):
         looks = verdicts(run)
         assert len(looks) >= 20
         assert "collapsed" not in [word for step, word in looks if step > 0]
+
+
+def test_memory_files_and_threads_stay(tmp_path):
+    """Three minutes of what benchmarks/soak.py does for an hour."""
+    script = Path(__file__).parents[1] / "benchmarks/soak.py"
+    command = [sys.executable, script, "--minutes", "3", "--json", tmp_path / "found.json"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    samples = json.loads((tmp_path / "found.json").read_text())["samples"]
+    late = samples[len(samples) // 3 :]
+    assert len(late) >= 30
+    first, last = late[: len(late) // 2], late[len(late) // 2 :]
+    for name, most in {"memory_mb": 20, "files": 1, "threads": 1, "processes": 0.1}.items():
+        assert np.mean([each[name] for each in last]) - np.mean([each[name] for each in first]) <= most, name
 
 
 def test_byol_on_cifar10_is_never_called_collapsed_and_learns(tmp_path):

@@ -22,11 +22,11 @@ def ranks(tmp_path_factory):
     outside.forget()
 
 
-def disagreement(found, expected, prefix):
-    """The largest difference between tensors of that prefix, as a share of the largest value."""
+def disagreement(found, expected, prefix, least=0.0):
+    """The largest difference between tensors of that prefix, as a share of the largest value, or of `least`."""
     names = [name for name in expected if name.startswith(prefix)]
     assert names and set(names) == {name for name in found if name.startswith(prefix)}
-    largest = max(expected[name].abs().max().item() for name in names)
+    largest = max(least, *(expected[name].abs().max().item() for name in names))
     return max((found[name] - expected[name]).abs().max().item() for name in names) / largest
 
 
@@ -36,7 +36,9 @@ def test_loss_and_gradients_are_those_of_one_process(ranks, name, dtype):
     key = f"{name}|{dtype}|steps"
     expected = measure(*jobs()[key][:2], seeds=jobs()[key][2])
     for found in ranks:
-        assert disagreement(found[key], expected, "0|loss") <= TOLERANCE[dtype]
+        # A mean of cosines may be near 0, and is rounded as they are.
+        least = 1.0 if dtype == "float32" else 0.0
+        assert disagreement(found[key], expected, "0|loss", least) <= TOLERANCE[dtype]
         assert disagreement(found[key], expected, "0|gradient|") <= TOLERANCE[dtype]
 
 
