@@ -23,8 +23,9 @@ before anything was scored:
   two, on photographs: their rank goes on coming down from that of random weights, while kNN does not fall.
 - Halves: of the runs of seed 0, those of one method that are as they are, and those that are spoiled, are each put in
   the order of the SHA-256 of their names; every other one belongs to the first half, from the first or the second on as
-  the SHA-256 of what they share is even or odd. The alarm was changed twice after it had been scored, by what the first
-  half says: the runs of seeds 1 and 2 were made after that, and each was scored once.
+  the SHA-256 of what they share is even or odd. The alarm was changed twice after it had been scored, on the other half
+  and on the runs of seed 1, each time by what the first half says. The runs of seed 2 were made after that, and scored
+  once.
 """
 
 from __future__ import annotations
