@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from byol.data import deep
-from byol.data.decode import Unusable, decode, is_image_name, look, reason, to_channels
+from byol.data.decode import Unusable, check_machine, decode, is_image_name, look, reason, to_channels
 from byol.data.parquet import from_parquet
 from byol.data.source import NUM_THREADS, DataError, Part, Source, no_test_part, shown, verified
 
@@ -109,7 +109,8 @@ class Files:
             try:
                 with (self.root / self.files[position]).open("rb") as stream:
                     return hashlib.file_digest(stream, "sha256").digest()
-            except OSError:
+            except OSError as error:
+                check_machine(error, self.root / self.files[position])
                 return b""
 
         with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -144,7 +145,8 @@ def walk(root: Path) -> list[tuple[str, int, int]]:
                         continue
                     try:
                         status = entry.stat()
-                    except OSError:  # a link that leads nowhere: listed, and skipped with that reason
+                    except OSError as error:  # a link that leads nowhere: listed, and skipped with that reason
+                        check_machine(error, entry.path)
                         found.append((file, 0, 0))
                         continue
                     if stat.S_ISDIR(status.st_mode):
@@ -154,6 +156,7 @@ def walk(root: Path) -> list[tuple[str, int, int]]:
         except PermissionError as error:
             raise DataError(f"no permission to list {shown(str(error.filename))}; allow it or move it") from error
         except OSError as error:
+            check_machine(error, path)
             if not folder:
                 raise DataError(f"{shown(str(root))} cannot be listed: {reason(error)}; name another folder") from error
             found.append((folder, 0, 0))

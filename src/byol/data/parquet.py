@@ -128,9 +128,10 @@ class Rows:
             # By a dictionary: one long value in every row stays one.
             column = table[name]
             encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-            for chunk in encoded.chunks:
-                values = chunk.dictionary.cast(pa.string()).to_pylist()
-                found += [None if i is None else values[i] for i in chunk.indices.to_pylist()]
+            one = encoded.unify_dictionaries()
+            values = one.chunk(0).dictionary.cast(pa.string()).to_pylist() if one.num_chunks else []
+            numbers = (number for chunk in one.chunks for number in chunk.indices.to_pylist())
+            found += [None if number is None else values[number] for number in numbers]
         return found
 
     def _bytes(self, position: int) -> bytes:
@@ -164,16 +165,28 @@ def check_rows(file: str, num_rows: int, num_bytes: int) -> None:
         raise DataError(f"{shown(file)} says that it holds {num_rows:,} rows in {num_bytes:,} bytes; write it again")
 
 
+def _bytes_of(column: Any, seen: set[int]) -> int:
+    """Of an Arrow array; a dictionary that several share counts once. seen: where those lie that were counted."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    own = {buffer.address: buffer.size for buffer in column.dictionary.buffers() if buffer is not None}
+    new = own.keys() - seen
+    seen |= new
+    return int(column.indices.nbytes) + sum(own[address] for address in new)
+
+
 def read_some(file: str, parquet: Any, columns: list[str], num_bytes: int, unit: int | None = None) -> Any:
     """A table of those columns, of one row group or all. DataError where it is far more than the file holds: one value
     of a dictionary may stand in every row. num_bytes: of the file."""
     import pyarrow as pa
 
-    batches, total = [], 0
+    batches, total, seen = [], 0, set[int]()
     groups = range(parquet.metadata.num_row_groups) if unit is None else [unit]
     for batch in parquet.iter_batches(ROWS_AT_ONCE, groups, columns):
         batches.append(batch)
-        total += batch.nbytes
+        total += sum(_bytes_of(column, seen) for column in batch.columns)
         if total > max(MOST_BYTES, MOST_GROWTH * num_bytes):
             raise DataError(f"{shown(file)} is {num_bytes:,} bytes and grows beyond {total:,}; write it again")
     schema = batches[0].schema if batches else parquet.schema_arrow
