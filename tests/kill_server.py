@@ -19,7 +19,8 @@ from pathlib import Path
 import safetensors.torch
 import timm  # noqa: F401 (the children shall not import it each for themselves; nor the next)
 import torch
-import torch.utils.tensorboard
+from tensorboard.compat.proto import event_pb2, summary_pb2  # noqa: F401
+from tensorboard.summary.writer import record_writer  # noqa: F401
 
 from byol import checkpoint, metrics
 from byol.options import Options

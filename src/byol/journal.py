@@ -47,9 +47,9 @@ class Journal:
         self.unwritten: OSError | None = None
         self._images_per_step = run.images_per_step
         self._metrics = together(lambda: Metrics(directory, start) if rank() == 0 else NoMetrics())
-        self.seconds, self.collapsed, self.looked = agreed(self._metrics.standing())
-        self.bad: set[int] = agreed(self._metrics.bad())
-        self.looks = self._metrics.looks()
+        before = agreed(together(self._metrics.before))
+        self.seconds, self.collapsed, self.looked = before.seconds, before.collapsed, before.looked
+        self.looks, self.bad = before.looks, before.bad
         self._replaced: list[tuple[int, int, str]] = []
         self.clock(start)
 

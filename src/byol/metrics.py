@@ -7,13 +7,28 @@ import json
 import os
 import socket
 import time
-from collections import deque
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from byol.diagnose import Health
 from byol.files import json_lines, naming, placed_lines, sync
+from byol.kinds import fits
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+
+
+@dataclass
+class Before:
+    """What was written of a run before it goes on: seconds of training; the steps after which held-out images were
+    looked at, and what was found; whether the last look found a collapse, and was at the step to go on from; the ids of
+    images that turned out unusable."""
+
+    seconds: float = 0.0
+    looks: list[tuple[int, Health]] = field(default_factory=list)
+    collapsed: int = 0
+    looked: bool = False
+    bad: set[int] = field(default_factory=set)
 
 
 class Metrics:
@@ -25,34 +40,31 @@ class Metrics:
         self._skipped = directory / SKIPPED
         _drop_after(self._path, start or -1)  # a run that starts anew looks at step 0 again
         _drop_after(self._skipped, start)
-        self._board = _Board(directory / "tensorboard", start)
+        self._board: _Board | None = None
 
-    def standing(self) -> tuple[float, int, bool]:
-        """(seconds of training, whether the last look found a collapse, whether it was at `start`) as far as the file
-        goes."""
-        seconds = (self.last("seconds") or {"seconds": 0.0})["seconds"]
-        look = self.last("held_out/verdict") or {"step": -1, "held_out/verdict": ""}
-        collapsed = look["step"] > 0 and look["held_out/verdict"] == "collapsed"  # a start is no collapse
-        return seconds, int(collapsed), look["step"] == self._start
-
-    def looks(self) -> list[tuple[int, dict[str, Any]]]:
-        """The steps after which held-out images were looked at, and what was found then, by name."""
-        return [
-            (line["step"], {name.removeprefix("held_out/"): value for name, value in line.items()})
-            for line in json_lines(self._path)
-            if "held_out/verdict" in line
-        ]
-
-    def last(self, name: str) -> dict[str, Any] | None:
-        """The last line that holds a number of that name."""
-        return next(iter(deque((line for line in json_lines(self._path) if name in line), maxlen=1)), None)
-
-    def bad(self) -> set[int]:
-        """The ids of images that turned out unusable so far."""
-        return {line["id"] for line in json_lines(self._skipped) if line["step"] > 0}
+    def before(self) -> Before:
+        """What the files say of the run so far. ValueError, in one line, where they are damaged."""
+        found = Before()
+        try:
+            for line in json_lines(self._path):
+                found.seconds = _number(line.get("seconds", found.seconds))
+                if "held_out/verdict" in line:
+                    numbers = {each.name: _number(line[f"held_out/{each.name}"]) for each in fields(Health)}
+                    found.looks.append((line["step"], Health(**numbers)))
+                    # A start is no collapse.
+                    found.collapsed = int(line["step"] > 0 and line["held_out/verdict"] == "collapsed")
+            found.looked = bool(found.looks) and found.looks[-1][0] == self._start
+            found.bad = {int(_number(line["id"])) for line in json_lines(self._skipped) if line["step"] > 0}
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._path} or {SKIPPED} is damaged: a line lacks a number; restore it from a copy"
+            ) from error
+        return found
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         _append(self._path, [{"step": step, **values}])
+        if self._board is None:
+            self._board = _Board(self._path.parent / "tensorboard", self._start)
         self._board.write(step, {name: value for name, value in values.items() if isinstance(value, (int, float))})
 
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None:
@@ -67,25 +79,26 @@ class Metrics:
                 sync(path)
 
     def close(self) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 class NoMetrics:
     """Of a process that writes none, because the first one does."""
 
-    def standing(self) -> tuple[float, int, bool]:
-        return 0.0, 0, False
-
-    def bad(self) -> set[int]:
-        return set()
-
-    def looks(self) -> list[tuple[int, dict[str, Any]]]:
-        return []
+    def before(self) -> Before:
+        return Before()
 
     def write(self, step: int, values: dict[str, Any]) -> None: ...
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None: ...
     def settle(self) -> None: ...
     def close(self) -> None: ...
+
+
+def _number(value: Any) -> float:
+    if not fits(value, float):
+        raise TypeError("not a number")
+    return float(value)
 
 
 def _append(path: Path, objects: list[dict[str, Any]]) -> None:
