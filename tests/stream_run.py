@@ -37,7 +37,12 @@ def work(data, place, kill_at=None, kill_after=None):
     original, run = Training.passes, Path(place, "run")
     again = restarted()
     if kill_after is not None and launched_rank() == kill_after[0] and not again:
-        timer = threading.Timer(kill_after[1], os.kill, (os.getpid(), signal.SIGKILL))
+
+        def die():
+            Path(place, "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        timer = threading.Timer(kill_after[1], die)
         timer.daemon = True
         timer.start()
 

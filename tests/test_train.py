@@ -234,8 +234,13 @@ def test_a_budget_of_time_becomes_the_steps_that_fit(images, tmp_path, monkeypat
     assert run.replan is None
     assert Run.read(tmp_path / "run" / "run.json") == run
     assert [m["step"] for m in lines(tmp_path / "run" / "metrics.jsonl")][-1] == run.total_steps
+    # It is not planned again where nothing is left of it: after its last step.
+    spent = iter([0.04, 0.5])
+    monkeypatch.setattr(Budget, "spent", lambda self: next(spent))
+    assert pretrain(images, tmp_path / "slow", replace(TINY, steps=None, budget=2.5)).replan is None
+    monkeypatch.setattr(Budget, "spent", lambda self: 0.04)
     pretrain(images, tmp_path / "longer", replace(TINY, steps=None, budget=40.0, batch_size=64))
-    assert tried == [1.0, 2.0]
+    assert tried == [1.0, 1.0, 2.0]
 
 
 def test_a_run_planned_again_goes_evenly_to_the_same_end(make_run):

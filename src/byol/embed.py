@@ -13,6 +13,7 @@ import torch
 from byol import cluster
 from byol.data.source import Part, Source
 from byol.data.tiles import tiled
+from byol.encoder import Encoder
 from byol.evaluate.features import stream_features
 from byol.evaluate.images import evaluation_batches
 from byol.export import WEIGHTS, load, range_of, read_description
@@ -53,18 +54,17 @@ def embed(
     directory, run_directory = Path(out), Path(run_directory)
     description = together(lambda: read_description(run_directory))
     source = together(lambda: _opened(data, part, description, tile))
+    encoder, contents = together(lambda: _loaded(run_directory))
+    encoder = encoder.to(engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     about = {
         "data": source.name,
         "data_fingerprint": source.fingerprint,
-        "backbone": _digest(run_directory / WEIGHTS),
+        "backbone": contents,
         "part": part,
         "rows_per_file": rows,
         "feature_dim": description["feature_dim"],
     }
     together(lambda: _begin(directory, about))
-    encoder = load(run_directory).to(engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if about["backbone"] != _digest(run_directory / WEIGHTS):
-        raise ValueError(f"{run_directory} was written while it was read; embed once it is trained")
     numbers = range(-(-source.num_listed // rows))
     left = agreed([n for n in numbers if not _file(directory, n).exists()])
     there = sorted(set(numbers) - set(left))
@@ -98,9 +98,17 @@ def embed(
     return {"out": str(directory), "images": written, "files": len(numbers), "feature_dim": about["feature_dim"]}
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _loaded(run_directory: Path) -> tuple[Encoder, str]:
+    """(the encoder, SHA-256 of its weights' file)"""
+
+    def contents() -> str:
+        with (run_directory / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    before, encoder = contents(), load(run_directory)
+    if contents() != before:
+        raise ValueError(f"{run_directory} was written while it was read; embed once it is trained")
+    return encoder, before
 
 
 def _opened(data: str, part: Part, description: dict[str, Any], tile: int) -> Source:

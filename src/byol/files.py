@@ -147,10 +147,11 @@ def locked(directory: Path) -> Iterator[bool]:
 @contextmanager
 def only_one(directory: Path, what: str, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Within it no other process writes there. ValueError where one does. what: writes it, such as "another run"."""
-    try:
-        with locked(directory) as held:
-            if not held:
-                say(f"{directory} cannot be locked here: let nothing else write to it meanwhile")
-            yield
-    except BlockingIOError:
-        raise ValueError(f"{what} is writing {directory}; wait until it ends, or choose another --out") from None
+    with contextlib.ExitStack() as lock:
+        try:
+            held = lock.enter_context(locked(directory))
+        except BlockingIOError:
+            raise ValueError(f"{what} is writing {directory}; wait until it ends, or choose another --out") from None
+        if not held:
+            say(f"{directory} cannot be locked here: let nothing else write to it meanwhile")
+        yield

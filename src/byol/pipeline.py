@@ -38,7 +38,7 @@ from byol.options import Options
 from byol.parallel import agreed, everywhere, lost, rank, together, world_size
 from byol.plan import chosen_views, continued, device_of, image_size, plan
 from byol.run import RUN, Run
-from byol.signals import Asked, at_once
+from byol.signals import Asked, at_once, ignored
 from byol.train import CHECKPOINTS, Budget, Interrupted, Training
 from byol.views import recipes
 from byol.views.view import View, describe
@@ -144,12 +144,14 @@ def pretrain(
         except Asked as asked:
             if rank() > 0:
                 raise SystemExit(128 + asked.number) from None
-            ended = Interrupted(f"{asked} before the first step; the same command starts it again", asked.number)
+            how = "--resume goes on" if (directory / RUN).is_file() else "the same command starts it again"
+            ended = Interrupted(f"{asked} while nothing was trained; {how}", asked.number)
         except Interrupted as interrupted:
             ended = interrupted
-        if launched_job() is not None:
-            observer.say(str(ended))  # what puts a job back ends it before another line
-        done = cluster.requeue(ended.number)
+        with ignored():
+            if launched_job() is not None:
+                observer.say(str(ended))  # what puts a job back ends it before another line
+            done = cluster.requeue(ended.number)
         raise ended if done is None else Interrupted(f"{ended}; {done}", ended.number)
 
 
@@ -163,11 +165,11 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
     asked = options
     if resumed is not None:
         found = together(lambda: checkpoint.newest_whole(directory / CHECKPOINTS) if rank() == 0 else (None, []))
-        begin, damaged = agreed(found)
-        for path in damaged if rank() == 0 else []:
-            observer.say(f"{checkpoint.set_aside(path)}: a checkpoint that is damaged; going on from the one before it")
+        begin = agreed(found[0])
         step = 0 if begin is None else checkpoint.step_of(begin)
         run = agreed(together(lambda: _continued(data, directory, resumed, options, source, step)))
+        for aside in agreed(together(lambda: [checkpoint.set_aside(path) for path in found[1]])):
+            observer.say(f"{aside}: a checkpoint that is damaged; going on from the one before it")
     else:
         if options.auto_batch:
             options = largest_batch(options, source, pixels, observer.say)

@@ -126,8 +126,9 @@ MAY_CHANGE = ("steps", "epochs", "workers", "keep", "stop_on_collapse", "max_bad
 
 
 def continued(run: Run, options: Options, step: int) -> Run:
-    """The run that goes on after `step` steps of it. What the options leave out stays as it is. `steps` and `epochs`
-    make it longer: from that step on it is the run of so many steps, whose schedules stand where that step is in them.
+    """The run that goes on after `step` steps of it. What the options leave out stays as it is, and so does what they
+    ask for as it was asked for when the run began. Other `steps` and `epochs` make it longer: from that step on it is
+    the run of so many steps, whose schedules stand where that step is in them.
 
     ValueError, in one line, where something else is asked for than the run has.
     """
@@ -141,8 +142,10 @@ def continued(run: Run, options: Options, step: int) -> Run:
     differing = []
     for name, value in given.items():
         if name == "method_args":
-            own = now["method_args"]
-            differing += [f"{k} is {own.get(k)!r}, not {v!r}" for k, v in value.items() if own.get(k) != v]
+            asked, own = known(name), now["method_args"]
+            differing += [
+                f"{k} is {own.get(k)!r}, not {v!r}" for k, v in value.items() if v not in (asked.get(k), own.get(k))
+            ]
         elif name not in MAY_CHANGE and value not in (known(name), now.get(name)):
             differing.append(f"{name} is {known(name)!r}, not {value!r}")
     if differing:

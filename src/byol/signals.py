@@ -11,6 +11,7 @@ from typing import Any
 
 from byol.launch import launched
 
+Handler = Callable[[int, Any], None] | signal.Handlers
 ENDING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """SIGUSR1 is what a SLURM job asks for before its time is over: `#SBATCH --signal=USR1@120`."""
 
@@ -38,6 +39,13 @@ def at_once() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Within it signals change nothing, also in processes that are started there."""
+    with _handled(signal.SIG_IGN, ENDING):
+        yield
+
+
 class Noted:
     """number: of the first signal that came, or 0."""
 
@@ -60,7 +68,7 @@ def noted() -> Iterator[Noted]:
 
 
 @contextmanager
-def _handled(handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
+def _handled(handler: Handler, numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return

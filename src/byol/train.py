@@ -63,7 +63,8 @@ class TrainingStopped(RuntimeError):
 
 
 class Interrupted(TrainingStopped):
-    """A signal ended training after a step, whose state is saved. number: of the signal."""
+    """A signal ended a run: after a step, whose state is saved, or at once where no step was under way. number: of the
+    signal."""
 
     def __init__(self, line: str, number: int = 0) -> None:
         super().__init__(line)
@@ -219,11 +220,11 @@ class Training:
         """Train to the end, writing metrics, checkpoints and at last the backbone.
 
         begin: the checkpoint to go on from. budget: when to end, by planning again once. say: is told what a person
-        should read meanwhile. Interrupted, after a whole step, where a signal asks for it.
+        should read meanwhile. Interrupted where a signal asks for it: after a whole step, while there are steps.
         """
         start = self._done = 0 if begin is None else self.restore(begin)
         self._journal = Journal(self.run, self.directory, start, observe, say)
-        self._found = [Health.of(found) for step, found in self._journal.looks if self._settled(step)]
+        self._found = [found for step, found in self._journal.looks if self._settled(step)]
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         try:
@@ -308,7 +309,7 @@ class Training:
             raise everywhere(self._stopped_for_bad())
         if looks:
             self._look(budget)
-        if budget is not None and logs and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
+        if budget is not None and logs and not last and run.replan is None and agreed(budget.spent()) >= REPLAN_AT:
             steps = agreed(budget.steps(done, run.evaluate_every_steps))
             self.run = replace(run, total_steps=steps, replan=(done, run.total_steps))
             journal.write(self.run.write, self.directory / RUN)
