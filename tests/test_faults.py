@@ -830,6 +830,8 @@ def test_changed_files_are_refused_and_named(tmp_path, change, said):
         gzip.compress(b"{"),
         gzip.compress(b'["00.bmp", 486, 0]\n' * 99)[:-9],
         gzip.compress(b"[" * 10_000),
+        gzip.compress(b'["00.bmp", 486, 0]\n' * 10**5),
+        gzip.compress(b'["gone.bmp", 486, 0]\n' * 10**6),
         gzip.compress(b" " * 10**8),
     ],
 )
@@ -907,6 +909,13 @@ def test_storage_that_does_not_answer_makes_no_image_broken(tmp_path, monkeypatc
     assert lines(tmp_path / "run/skipped.jsonl") == lines(tmp_path / "whole/skipped.jsonl")
     pretrain(str(place), tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_files_whose_times_are_as_they_were_are_not_read_again(tmp_path, monkeypatch):
+    place = made_folder(tmp_path / "images")
+    pretrain(str(place), tmp_path / "run", replace(TINY, steps=2, batch_size=8))
+    monkeypatch.setattr("byol.data.folder.Files.digests", lambda *_: pytest.fail("read"))
+    assert pretrain(str(place), tmp_path / "run", resume=True).total_steps == 2
 
 
 def test_a_copy_of_the_files_is_the_same_data(tmp_path):

@@ -73,12 +73,15 @@ def changes(directory: Path, source: Source, run: Run) -> str | None:
         return None if same else "its images or labels"
     now = {name: (size, mark) for name, size, mark in found}
     words, written_again, sampled = list[str](), list[str](), dict[str, str]()
-    seen = set[str]()
-    # Line by line: what it says is bounded by nothing but its length, and what is here now is.
+    seen, gone = set[str](), 0
+    # Line by line: what is kept of it is bounded by what is here now.
     for name, size, mark, *contents in _lines(path):
         if name not in now:
-            words.append(f"{shown(name)} is gone" if len(words) < NAMED else "")
+            gone += 1
+            words += [f"{shown(name)} is gone"] if gone <= NAMED else []
             continue
+        if name in seen:
+            raise ValueError(f"{path} is damaged: it names {shown(name)} twice; restore it from a copy")
         seen.add(name)
         if now[name][0] != size:
             words.append(f"{shown(name)} has {now[name][0]:,} bytes, not {size:,}")
@@ -89,12 +92,13 @@ def changes(directory: Path, source: Source, run: Run) -> str | None:
     words += [f"{shown(name)} is new" for name in now if name not in seen]
     if not words and (not same or len(written_again) < len(seen)):
         words = [f"{shown(name)} was written again" for name in written_again]
-    elif not words and sampled:
+    elif not words and written_again:
         here = {name: contents.hex() for name, contents in _contents(source)}
         words = [f"{shown(name)} holds something else" for name, was in sampled.items() if here.get(name) != was]
     if not words:
         return None if same else "its images or labels"
-    more = f" and {len(words) - NAMED:,} more" if len(words) > NAMED else ""
+    number = len(words) + max(0, gone - NAMED)
+    more = f" and {number - NAMED:,} more" if number > NAMED else ""
     return "; ".join(words[:NAMED]) + more
 
 
