@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from byol import cli, names
+from byol.cli.shared import options_of
 from byol.evaluate.protocols import score_of
 from byol.experiments import RECIPES
 from byol.options import Options
@@ -186,7 +187,7 @@ def test_views_of_a_few_images_are_drawn_for_any_method(run, images, tmp_path, a
 
 
 def test_what_is_given_beside_another_batch_is_not_moved():
-    options = cli._options(None, "digits_demo", ["tau=0.7", "batch_size=64"], steps=400)
+    options = options_of(None, "digits_demo", ["tau=0.7", "batch_size=64"], steps=400)
     assert (options.batch_size, options.steps, options.method_args["tau"]) == (64, 400, 0.7)
     assert [said.partition(" ")[0] for said in options.moved()] == ["batch", "learning", "weight", "warm-up"]
     assert options.warmup_steps == 400  # the recipe's 200, of twice the images

@@ -1,0 +1,273 @@
+"""Commands that train, and that say beforehand what training would be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from byol.cli.shared import (
+    DATA_HELP,
+    Accumulate,
+    AsJson,
+    AutoBatch,
+    Backbone,
+    BatchSize,
+    Channels,
+    Data,
+    Epochs,
+    ImageSize,
+    Labels,
+    Method,
+    PrecisionName,
+    Recipe,
+    Seed,
+    Settings,
+    Steps,
+    Tile,
+    TrainDevice,
+    Workers,
+    fail,
+    must_exist,
+    options_of,
+    print_json,
+    seconds_of,
+    taken,
+)
+from byol.launch import launched_rank, restarted
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory to write into.")] = Path("byol-demo"),
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps, for a quick look.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train BYOL on 4,000 real digits and show what it gained.
+
+    It sees no label while it trains; raw pixels and the untrained network stand beside it. Takes minutes.
+    """
+    if taken(out):
+        fail(f"{out} exists already; choose another --out")
+    from byol.console import Terminal, evaluation_table, stdout
+    from byol.demo import demo as run_demo
+
+    with Terminal() as terminal:
+        found = run_demo(out, terminal, seed=seed, steps=steps)
+    if as_json:
+        print_json(found)
+        return
+    stdout.print(evaluation_table(found))
+    stdout.print(
+        f"The network saw no label while it trained. Pictures: {out}/views.png (what it saw), {out}/training.png, "
+        f"{out}/results.png. The backbone: {out}/backbone.safetensors."
+    )
+
+
+def pretrain(
+    context: typer.Context,
+    data: Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA", show_default=False)] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Directory to write the run into.")] = None,
+    method: Method = None,
+    backbone: Backbone = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long to train, about, e.g. 90s, 30m, 8h or 2d.")
+    ] = None,
+    batch_size: BatchSize = None,
+    auto_batch: AutoBatch = False,
+    accumulate: Accumulate = 1,
+    image_size: ImageSize = None,
+    channels: Channels = None,
+    base_lr: Annotated[float | None, typer.Option(help="Learning rate for 256 images a step.")] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    precision: PrecisionName = None,
+    device: TrainDevice = None,
+    recipe: Recipe = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="RUN|FILE|timm:NAME.TAG", help="Weights the encoder starts from.")
+    ] = None,
+    labels: Labels = None,
+    tile: Tile = None,
+    hold_out: Annotated[
+        float | None, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none. 0.05 by default.")
+    ] = None,
+    stop_on_collapse: Annotated[
+        bool, typer.Option("--stop-on-collapse", help="Stop when the embedding collapses.")
+    ] = False,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Checkpoints to keep, the last so many; 2 by default.")
+    ] = None,
+    max_bad: Annotated[
+        float | None, typer.Option(help="Share of unusable images that stops the run; 0.1 by default.")
+    ] = None,
+    settings: Settings = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint in --out; larger --epochs or --steps extend it."),
+    ] = False,
+    replay: Annotated[
+        tuple[Path, int] | None,
+        typer.Option(metavar="RUN STEP", help="Train nothing: draw a step's batch again, and show what it does."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a backbone on images without labels. Only DATA and --out are needed; the rest follows from the data.
+
+    Exit codes: 0 done, 1 stopped for a reason that is said, 2 a mistake in what was asked for; 130, 138 and 143 after
+    Ctrl-C, SIGUSR1 and SIGTERM, with the state saved for --resume.
+    """
+    if replay is not None:
+        _replay(*replay, data or None, method, as_json)
+        return
+    if not data or out is None:
+        fail("DATA and --out are needed: what to train on, and the directory to write the run into")
+    typed = [name for name in context.params if _is_typed(context, name)]
+    options = options_of(
+        method,
+        recipe,
+        settings,
+        backbone=backbone,
+        epochs=epochs,
+        steps=steps,
+        budget=None if budget is None else seconds_of(budget),
+        batch_size=batch_size,
+        auto_batch=auto_batch or None,
+        accumulate=None if accumulate == 1 else accumulate,
+        image_size=image_size,
+        channels=channels,
+        base_lr=base_lr,
+        seed=seed,
+        workers=workers,
+        precision=None if precision is None else precision.value,
+        device=None if device is None else device.value,
+        init=init,
+        labels=labels,
+        tile=tile,
+        hold_out=hold_out,
+        stop_on_collapse=stop_on_collapse,
+        keep=keep,
+        max_bad=max_bad,
+    )
+    options = replace(options, fixed=(*typed, *(setting.partition("=")[0] for setting in settings or ())))
+    must_exist(data)
+    resume = resume or (restarted() and (out / "run.json").is_file())
+    if resume and not (out / "run.json").is_file():
+        fail(f"{out} holds no run.json to resume from; leave out --resume to start a run there")
+    if not resume and taken(out):
+        hint = " or add --resume" if (out / "run.json").is_file() else ""
+        fail(f"{out} exists already; choose another --out{hint}")
+    from byol.console import Terminal, stderr
+    from byol.pipeline import facts_for_json
+    from byol.pipeline import pretrain as run_pretrain
+
+    with Terminal() as terminal:
+        run = run_pretrain(data, out, options, resume=resume, observer=terminal)
+    if launched_rank() > 0:
+        return
+    if as_json:
+        print_json(facts_for_json(run, out))
+    else:
+        stderr.print(f"The backbone is {out}/backbone.safetensors; `byol evaluate {out} LABELLED` says how good it is.")
+
+
+def estimate(
+    data: Data,
+    method: Method = None,
+    backbone: Backbone = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    auto_batch: AutoBatch = False,
+    accumulate: Accumulate = 1,
+    image_size: ImageSize = None,
+    channels: Channels = None,
+    workers: Workers = None,
+    precision: PrecisionName = None,
+    device: TrainDevice = None,
+    recipe: Recipe = None,
+    tile: Tile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what `byol pretrain` with the same options would take: FLOPs, memory, images/s, time, disk.
+
+    Tries some steps on the data and writes nothing.
+    """
+    options = options_of(
+        method,
+        recipe,
+        settings,
+        backbone=backbone,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        auto_batch=auto_batch or None,
+        accumulate=None if accumulate == 1 else accumulate,
+        image_size=image_size,
+        channels=channels,
+        workers=workers,
+        precision=None if precision is None else precision.value,
+        device=None if device is None else device.value,
+        tile=tile,
+    )
+    if options.budget is not None:
+        fail("an estimate is of a number of steps, which a budget is not; give --epochs or --steps")
+    must_exist(data)
+    from byol.console import Terminal, grid, stdout
+    from byol.estimate import estimate as run_estimate
+
+    with Terminal() as terminal:
+        found, lines = run_estimate(data, options, terminal)
+    if as_json:
+        print_json(found)
+    else:
+        stdout.print(grid(lines))
+
+
+def views(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("views.png"),
+    method: Method = None,
+    recipe: Recipe = None,
+    image_size: ImageSize = None,
+    channels: Channels = None,
+    tile: Tile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    images: Annotated[int, typer.Option(min=1, max=32, help="How many images.")] = 8,
+) -> None:
+    """Draw what the network will see: pairs of views."""
+    options = options_of(method, recipe, settings, image_size=image_size, channels=channels, tile=tile, seed=seed)
+    if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        fail(f"{out} has no ending that says what kind of picture; use .png, .jpg, .pdf or .svg")
+    must_exist(data)
+    from byol.console import stderr
+    from byol.pipeline import views_sheet
+
+    stderr.print(f"Written to {views_sheet(data, out, options, num_images=images)}.")
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _replay(run: Path, step: int, data: str | None, method: str | None, as_json: bool) -> None:
+    if not (run / "run.json").is_file():
+        fail(f"{run} holds no run.json; name the --out of a pretrain")
+    if data is not None:
+        must_exist(data)
+    from byol.console import Terminal, grid, stdout
+    from byol.replay import replay
+
+    with Terminal(plan=False) as terminal:
+        found, lines = replay(run, step, data, terminal, method)
+    if as_json:
+        print_json(found)
+    else:
+        stdout.print(grid(lines))
