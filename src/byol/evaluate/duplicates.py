@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 SIDE_PX = 16
@@ -63,6 +66,32 @@ def near_duplicates(
             highest = torch.maximum(highest, (moved @ F.normalize(part.float(), dim=1).T).amax(dim=1))
         found += int((highest.view(-1, len(batch)).amax(dim=0) > SIMILARITY).sum())
     return found
+
+
+@torch.no_grad()
+def duplicate_groups(images: Iterable[Tensor], candidates: np.ndarray) -> list[list[int]]:
+    """Groups of images that are the same picture again, see `near_duplicates`; each group ascending, the largest first.
+
+    images: batches [B, C, H, W] in 0-255, N in all. candidates: [N, k] int64, the rows that each is compared with, such
+    as its nearest neighbours; a group of more than k + 1 images is found where they are linked to each other.
+    """
+    known, moved = [], []
+    for batch in images:
+        known.append(_compact(_thumbnails(batch)))
+        moved.append(torch.stack([_compact(_thumbnails(each)) for each in _moved(batch)], dim=1))
+    bank, pairs = torch.cat(known), []
+    for rows, each in zip(torch.arange(len(bank)).split([len(batch) for batch in moved]), moved, strict=True):
+        others = torch.from_numpy(candidates)[rows]
+        against = F.normalize(bank[others].float(), dim=2)
+        highest = (F.normalize(each.float(), dim=2) @ against.transpose(1, 2)).amax(dim=1)
+        at, which = torch.nonzero(highest > SIMILARITY, as_tuple=True)
+        pairs.append(torch.stack([rows[at], others[at, which]]))
+    first, second = torch.cat(pairs, dim=1).numpy()
+    links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(bank), len(bank)))
+    _, group_of = connected_components(links, directed=False)
+    order = np.argsort(group_of, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
+    return sorted((group.tolist() for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))
 
 
 def _hashes(images: Iterable[Tensor]) -> Iterator[bytes]:

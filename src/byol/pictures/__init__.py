@@ -4,6 +4,7 @@ from byol.pictures.classes import confusion_matrix, per_class
 from byol.pictures.evaluation import label_efficiency, result_rows, results_chart
 from byol.pictures.experiments import experiment
 from byol.pictures.sheets import neighbour_sheet, sample_rows, suggested_sheet, views_grid
+from byol.pictures.thumbnails import thumbnail
 from byol.pictures.training import comparison, mean_curve, training_curves
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "results_chart",
     "sample_rows",
     "suggested_sheet",
+    "thumbnail",
     "training_curves",
     "views_grid",
 ]
