@@ -78,6 +78,8 @@ class Terminal:
             return
         self._bar.console.print(grid(lines))
 
+    def begun(self, *_: object) -> None: ...
+
     def progress(self, step: Step) -> None:
         if step.probe is not None:
             collapsed = step.probe.word == "collapsed"

@@ -11,6 +11,7 @@ from byol.evaluate.protocols import Settings
 from byol.evaluation import USUAL, evaluate_run
 from byol.experiments import digits_demo
 from byol.pipeline import Observer, pretrain, views_sheet
+from byol.report import Watching
 
 
 def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = No
     options = replace(digits_demo(), seed=seed)
     if steps is not None:
         options = replace(options, steps=steps)
-    run = pretrain("digits", out, options, observer=observer)
+    watching = Watching(out, observer)
+    run = pretrain("digits", out, options, observer=watching)
     views_sheet("digits", out / "views.png", options)
     found = evaluate_run(out, "digits", settings=Settings(protocols=USUAL), observer=observer).whole().found
     pictures.training_curves(out, out / "training.png")
@@ -27,4 +29,5 @@ def demo(out: Path, observer: Observer, *, seed: int = 0, steps: int | None = No
         out / "results.png",
         title=f"{run.facts['images_trained_on']:,} digits without labels, then tested with labels",
     )
+    watching.done()
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -15,6 +16,9 @@ from byol.evaluate.labelled import Labelled
 from byol.evaluate.table import Evaluated
 from byol.names import METRICS
 
+MOST_CLASSES = 200
+"""Of a confusion matrix that evaluation.json holds."""
+
 
 def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
     """The pictures of an evaluation, into a folder."""
@@ -25,9 +29,8 @@ def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
         pictures.result_rows(found), folder / "results.png", title=title, measured=METRICS[found["metric"]]
     )
     drawn = [folder / "results.png"]
-    single = [(row, name) for row, name in evaluated.predictions if name == BACKBONE]
-    best = next((key for key in single if key[0].startswith("linear")), single[0] if single else None)
-    if best is not None and test.targets is None and evaluated.predictions[best].ndim == 1:
+    best = best_predictions(evaluated)
+    if best is not None:
         said, y = evaluated.predictions[best], test.labels
         counts = scores.confusion(y, said, len(test.classes))
         pictures.confusion_matrix(counts, test.classes, folder / "confusion.png", title=f"{title}: {best[0]}")
@@ -65,6 +68,25 @@ def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
         )
         drawn.append(folder / "labels.png")
     return drawn
+
+
+def best_predictions(evaluated: Evaluated) -> tuple[str, str] | None:
+    """Which of the predictions are looked at class by class: the backbone's by a linear classifier, else its first;
+    None where there are none, or of several labels an image."""
+    single = [(row, name) for row, name in evaluated.predictions if name == BACKBONE]
+    best = next((key for key in single if key[0].startswith("linear")), single[0] if single else None)
+    single_label = best is not None and evaluated.test.targets is None and evaluated.predictions[best].ndim == 1
+    return best if single_label else None
+
+
+def confusion(evaluated: Evaluated) -> dict[str, Any] | None:
+    """{row: the protocol, classes, counts: [K, K], by true class and predicted class}, where there are at most
+    MOST_CLASSES."""
+    best, test = best_predictions(evaluated), evaluated.test
+    if best is None or len(test.classes) > MOST_CLASSES:
+        return None
+    counts = scores.confusion(test.labels, evaluated.predictions[best], len(test.classes))
+    return {"row": best[0], "classes": list(test.classes), "counts": counts.tolist()}
 
 
 def _interval(right: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:

@@ -49,6 +49,7 @@ def embed(
     part: Part = "all",
     tile: int = 0,
     most: int | None = None,
+    labels: str | None = None,
     map_method: maps.Method = "auto",
     num_neighbours: int = NEIGHBOURS,
     seed: int = 0,
@@ -72,7 +73,8 @@ def embed(
     - thumbnail (bytes, path): a JPEG of at most 64 px.
 
     The schema's metadata have all else under "byol", as JSON. What is there already stays.
-    tile: see `tiled`. most: no more images than these, evenly spaced over the listing. num_neighbours: 0 for none.
+    tile: see `tiled`. labels: a file that names them.
+    most: no more images than these, evenly spaced over the listing. num_neighbours: 0 for none.
     Where several processes run, each embeds every W-th file. ValueError where `out` holds something else.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,7 +82,7 @@ def embed(
     observer = observer if observer is not None and rank() == 0 else Silent()
     out, run_directory = Path(out), Path(run_directory)
     description = together(lambda: read_description(run_directory))
-    source = together(lambda: _opened(data, part, description, tile, most))
+    source = together(lambda: _opened(data, part, description, tile, most, labels))
     encoder, contents = together(lambda: _loaded(run_directory))
     encoder = encoder.to(engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     about = {
@@ -91,6 +93,7 @@ def embed(
         "method": description["method"],
         "part": part,
         "tile": tile,
+        "labels": labels,
         "most": most,
         "rows_per_file": rows,
         "feature_dim": description["feature_dim"],
@@ -178,9 +181,11 @@ def digest(run_directory: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _opened(data: str, part: Part, description: dict[str, Any], tile: int, most: int | None) -> Source:
+def _opened(
+    data: str, part: Part, description: dict[str, Any], tile: int, most: int | None, labels: str | None
+) -> Source:
     channels = description["channels"]
-    source = open_images(data, part=part, channels=channels, value_range=range_of(description))
+    source = open_images(data, part=part, channels=channels, value_range=range_of(description), labels=labels)
     if source.channels != channels:
         raise ValueError(f"the images have {source.channels} channels, and the backbone was trained on {channels}")
     source = tiled(source, tile) if tile else source

@@ -84,6 +84,16 @@ class Embeddings:
         with Image.open(BytesIO(self.thumbnail(row)), formats=("JPEG", "PNG", "WEBP")) as picture:
             return np.atleast_3d(np.asarray(picture))
 
+    def clusters(self, most: int = 10, seed: int = 0) -> np.ndarray:
+        """[N] int64: the cluster of each image, by k-means of the features' directions; the largest is 0."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
+        wanted = min(most, len(np.unique(unit.round(6), axis=0)))
+        found = MiniBatchKMeans(wanted, n_init=3, batch_size=4096, random_state=seed).fit_predict(unit)
+        order = np.argsort(-np.bincount(found, minlength=wanted), kind="stable")
+        return np.argsort(order)[found].astype(np.int64)
+
     def search(self, features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows [k], distances [k]) of the images nearest to features [D]."""
         similarities, rows = nearest(torch.from_numpy(self.vectors), torch.from_numpy(features)[None], k)

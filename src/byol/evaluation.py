@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.data.source import Source
-from byol.draw import draw
+from byol.draw import confusion, draw
 from byol.evaluate.cache import FeatureCache
 from byol.evaluate.columns import (
     BACKBONE,
@@ -94,6 +94,8 @@ def evaluate_run(
     if used and test is None and not parts.train.source.has_test_part:
         line = f"the backbone learned from labels, perhaps those of the test images: {data} has no test part of its own"
         evaluated.found["warnings"].append(f"{line}; give other images with --test")
+    if (counts := confusion(evaluated)) is not None:
+        evaluated.found["confusion"] = counts
     about = {"run": str(run_directory), "data": data, "test": test, "labels_file": labels, "grouped_by": groups}
     evaluated = replace(evaluated, found={**about, **used, **evaluated.found})
     if write:

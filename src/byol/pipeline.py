@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,12 +49,13 @@ TRIAL_SECONDS = 1.0
 
 
 class Observer(Protocol):
-    """Who is told what happens while it happens."""
+    """Who is told what happens while it happens. begun: the run's directory is there, and its first step is next."""
 
     def say(self, line: str) -> None: ...
     def loading(self, done: int, total: int) -> None: ...
     def working(self, what: str, done: int, total: int) -> None: ...
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
+    def begun(self, run: Run, source: Source, pixels: Tensor | None) -> None: ...
     def progress(self, progress: Progress) -> None: ...
 
 
@@ -64,6 +66,7 @@ class Silent:
     def loading(self, done: int, total: int) -> None: ...
     def working(self, what: str, done: int, total: int) -> None: ...
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
+    def begun(self, run: Run, source: Source, pixels: Tensor | None) -> None: ...
     def progress(self, progress: Progress) -> None: ...
 
 
@@ -191,6 +194,7 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
         together(lambda: held.enter_context(_held(directory, observer)))
         together(lambda: _check_place(data, directory, resume))  # another run may have been quicker
     together(lambda: _write_start(directory, run, source, lines))
+    observer.begun(run, source, pixels)
     training.fit(observer.progress, begin=begin, budget=budget, say=observer.say)
     if training.run.replan is not None and budget is not None and rank() == 0:
         begun, first = training.run.replan
@@ -407,32 +411,50 @@ def facts_for_json(run: Run, directory: Path) -> dict[str, Any]:
     }
 
 
-def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8, epochs: int = 3) -> Path:
-    """Draw what the network will see: images, and pairs of their views over some epochs."""
-    options = options.checked()
-    source, pixels = open_for_training(data, Silent(), **how_to_open(options))
-    chosen = chosen_views(options, source)
-    size = image_size(options, source)
+def sample_views(
+    source: Source,
+    pixels: Tensor | None,
+    views: tuple[View, ...],
+    size: int,
+    *,
+    seed: int,
+    num_images: int = 8,
+    epochs: int = 3,
+) -> tuple[list[int], list[np.ndarray], list[Tensor]]:
+    """(ids of images evenly spaced over a source, the images [H, W, C] uint8, and for each epoch and view [N, C, S, S]
+    float in [0, 1], S being `size`). An image that cannot be read is left out for the next one."""
     loader = Loader(
         source,
-        chosen,
+        views,
         pixels=pixels,
         size=size,
         batch_size=num_images,
         normalization=Normalization((0.0,) * source.channels, (1.0,) * source.channels),
-        seed=options.seed,
+        seed=seed,
     )
-    originals: dict[int, Any] = {}
+    originals: dict[int, np.ndarray] = {}
     for start in pictures.sample_rows(num_images, len(source)).tolist():
         for row in range(start, len(source)):  # the next one where an image cannot be read
             with contextlib.suppress(Unusable):
                 originals.setdefault(row, source.picture(int(source.ids[row])))
                 break
     rows = torch.tensor(list(originals))
-    views = [view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views]
+    drawn = [view for epoch in range(epochs) for view in loader.batch_of(rows, torch.full_like(rows, epoch)).views]
+    return [int(source.ids[row]) for row in originals], list(originals.values()), drawn
+
+
+def views_sheet(data: str, path: Path, options: Options, *, num_images: int = 8, epochs: int = 3) -> Path:
+    """Draw what the network will see: images, and pairs of their views over some epochs."""
+    options = options.checked()
+    source, pixels = open_for_training(data, Silent(), **how_to_open(options))
+    chosen = chosen_views(options, source)
+    size = image_size(options, source)
+    _, originals, views = sample_views(
+        source, pixels, chosen, size, seed=options.seed, num_images=num_images, epochs=epochs
+    )
     name = f"{source.name}: what {options.method} sees at {size} px in {epochs} epochs"
     if source.channels not in (1, 3):
         name += f"; the first {min(3, source.channels)} of {source.channels} channels as red, green and blue"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.views_grid(list(originals.values()), views, path, title=name, views_per_epoch=len(chosen))
+    pictures.views_grid(originals, views, path, title=name, views_per_epoch=len(chosen))
     return path

@@ -147,13 +147,14 @@ def evaluate(
             features=None if no_cache else FeatureCache(cache_directory()),
             observer=terminal,
         )
+        page = _page(run, terminal)
     if as_json:
         print_json(found[0] if len(found) == 1 else {"sources": found})
     else:
         for table in evaluation_tables(found):
             stdout.print(table)
         drawn = ", ".join(picture for each in found for picture in each["pictures"])
-        stdout.print(f"Written to {run}/evaluation.json" + (f"; pictures beside it: {drawn}." if drawn else "."))
+        stdout.print(f"Written to {run}/evaluation.json{page}" + (f"; pictures beside it: {drawn}." if drawn else "."))
     if failed is not None:
         raise failed
 
@@ -329,3 +330,14 @@ def ablate(
     stdout.print(f"Tables: {out}/{name}.md; plot: {out}/{name}.png; every run: {out}/{ablating.RECORD}.")
     if result["failed"]:
         stdout.print(f"{len(result['failed'])} runs failed; the same command tries them again.")
+
+
+def _page(run: Path, observer: Any) -> str:
+    """Write the run's page anew; what to say of it."""
+    from byol.report import REPORT, write_page
+
+    try:
+        return f" and {write_page([run], run / REPORT)}"
+    except (ValueError, OSError) as error:  # the numbers are there all the same
+        observer.say(f"{REPORT} was not written: {error}")
+        return ""

@@ -61,8 +61,8 @@ def demo(
         return
     stdout.print(evaluation_table(found))
     stdout.print(
-        f"The network saw no label while it trained. Pictures: {out}/views.png (what it saw), {out}/training.png, "
-        f"{out}/results.png. The backbone: {out}/backbone.safetensors."
+        f"The network saw no label while it trained. A page to look at: {out}/report.html. Pictures: {out}/views.png "
+        f"(what it saw), {out}/training.png, {out}/results.png. The backbone: {out}/backbone.safetensors."
     )
 
 
@@ -105,6 +105,9 @@ def pretrain(
     max_bad: Annotated[
         float | None, typer.Option(help="Share of unusable images that stops the run; 0.1 by default.")
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write RUN/report.html, a page to look at.")
+    ] = True,
     settings: Settings = None,
     resume: Annotated[
         bool,
@@ -164,9 +167,13 @@ def pretrain(
     from byol.console import Terminal, stderr
     from byol.pipeline import facts_for_json
     from byol.pipeline import pretrain as run_pretrain
+    from byol.report import Watching
 
     with Terminal() as terminal:
-        run = run_pretrain(data, out, options, resume=resume, observer=terminal)
+        watching = Watching(out, terminal)
+        run = run_pretrain(data, out, options, resume=resume, observer=watching)
+        if report:
+            watching.done()
     if launched_rank() > 0:
         return
     if as_json:

@@ -18,6 +18,8 @@ MOST_FITTED = 100_000
 COMPONENTS = 50
 """Principal components that t-SNE sees: van der Maaten & Hinton 2008, section 4.2, take 30, Kobak & Berens 2019 50."""
 PERPLEXITY = 30.0
+ONE_THREAD = 2_000
+"""Images up to which one thread is quicker than two."""
 MOST_JUDGED = 3_000
 """Images that trustworthiness is measured on: the work grows with their square."""
 NEIGHBOURS = 10
@@ -99,9 +101,12 @@ def _perplexity(num_images: int) -> float:
 
 def _exact(reduced: np.ndarray, seed: int) -> np.ndarray:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     tsne = TSNE(2, perplexity=_perplexity(len(reduced)), init="pca", random_state=seed)
-    return np.asarray(tsne.fit_transform(reduced.astype(np.float32)), np.float32)
+    # Of few images, threads wait for each other longer than they work.
+    with threadpool_limits(1 if len(reduced) <= ONE_THREAD else None):
+        return np.asarray(tsne.fit_transform(reduced.astype(np.float32)), np.float32)
 
 
 def _fitted(reduced: np.ndarray, seed: int, progress: Callable[[int, int], object] | None) -> np.ndarray:

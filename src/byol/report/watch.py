@@ -1,0 +1,94 @@
+"""A run's page while it trains and when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from byol.data.source import Source
+from byol.journal import Progress
+from byol.parallel import rank
+from byol.pipeline import Observer, Silent
+from byol.report import gallery
+from byol.report.facts import VIEWS
+from byol.report.page import REFRESH_SECONDS, REPORT, write_page
+from byol.run import RUN, Run
+
+COST = 0.01
+"""Share of the time that writing the page may take while a run trains."""
+
+
+class Watching:
+    """An observer that passes all on to another one, and keeps RUN/report.html up to date meanwhile.
+
+    What cannot be written ends no run: it is said once.
+    """
+
+    def __init__(self, directory: Path, observer: Observer) -> None:
+        self._directory, self._observer = directory, observer
+        self._next, self._silent = 0.0, False
+        self.say, self.loading, self.working = observer.say, observer.loading, observer.working
+        self.planned = observer.planned
+
+    def begun(self, run: Run, source: Source, pixels: Tensor | None) -> None:
+        self._observer.begun(run, source, pixels)
+        if not (self._directory / VIEWS).exists():
+            self._try(lambda: gallery.write_views(self._directory, run, source, pixels))
+        self._write()
+
+    def progress(self, progress: Progress) -> None:
+        self._observer.progress(progress)
+        if time.monotonic() >= self._next:
+            self._write()
+
+    def done(self) -> None:
+        """The page of the finished run, with a sample of its images. In all processes of the run."""
+        if rank() == 0:
+            self.say(f"a page to look at: {self._directory / REPORT}")
+        self._try(lambda: gallery.draw_sample(self._directory, self._observer))
+        self._try(lambda: write_page([self._directory], self._directory / REPORT))
+
+    def _write(self) -> None:
+        begun = time.monotonic()
+        self._try(lambda: write_page([self._directory], self._directory / REPORT, refresh=True))
+        now = time.monotonic()
+        self._next = now + max(REFRESH_SECONDS, (now - begun) / COST)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        # SystemExit: of several processes those that leave it to the first to say what is wrong.
+        except (ValueError, OSError, SystemExit) as error:
+            if not self._silent and rank() == 0:
+                self.say(f"{REPORT} is not all that it could be: {error}")
+            self._silent = True
+
+
+def report(runs: Sequence[str | Path], out: str | Path | None = None, *, observer: Observer | None = None) -> Path:
+    """Write the page of a run, RUN/report.html, or of several side by side, ./report.html; returns where it is.
+
+    Of each run the views and the sample of images are drawn where they are not there, or belong to other weights, and
+    its data are still where they were. ValueError or FileNotFoundError, in one line, where a directory is no run.
+    """
+    directories = [Path(run) for run in runs]
+    if not directories:
+        raise ValueError("name a run, or several")
+    for directory in directories:
+        if (directory / RUN).is_file():
+            _complete(directory, observer or Silent())
+    target = Path(out) if out is not None else directories[0] / REPORT if len(directories) == 1 else Path(REPORT)
+    return write_page(directories, target)
+
+
+def _complete(directory: Path, observer: Observer) -> None:
+    """Draw what the page shows and the run does not have."""
+    try:
+        if not (directory / VIEWS).exists():
+            gallery.draw_views(directory)
+        if gallery.has_backbone(directory):
+            gallery.draw_sample(directory, observer)
+    except (ValueError, OSError) as error:
+        observer.say(f"{directory}: images are left out: {error}")
