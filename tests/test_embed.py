@@ -120,7 +120,8 @@ def test_other_tools_read_it(whole):
     assert frame["path"].tolist() == table["path"] and np.stack(frame["vector"]).shape == (22, DIM)
     lines = polars.read_parquet(whole)
     assert lines["vector"].to_numpy().shape == (22, DIM) and lines["path"].to_list() == table["path"]
-    query = "SELECT path, neighbors.ids[1], len(thumbnail.bytes) FROM read_parquet(?) WHERE class = 'a' ORDER BY id"
+    chosen = "path, neighbors.ids[1], octet_length(thumbnail.bytes)"
+    query = f"SELECT {chosen} FROM read_parquet(?) WHERE class = 'a' ORDER BY id"
     rows = duckdb.execute(query, [str(whole)]).fetchall()
     assert [row[0] for row in rows] == [name for name in table["path"] if name.startswith("a")]
     assert rows[0][1] == table["neighbors"][0]["ids"][0] and rows[0][2] == len(table["thumbnail"][0]["bytes"])

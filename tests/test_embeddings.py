@@ -32,7 +32,7 @@ COPIES = [jpeg(PICTURES[3], 40), (PICTURES[3] * 0.8).astype(np.uint8), np.roll(P
 GROUPS = [[3, 12, 13], [7, 14]]
 
 
-def write(path, pictures=PICTURES + COPIES, *, vectors=None, **more):
+def write(place, /, pictures=PICTURES + COPIES, *, vectors=None, **more):
     vectors = (
         np.random.default_rng(0).normal(size=(len(pictures), 4)).astype(np.float32) if vectors is None else vectors
     )
@@ -43,8 +43,8 @@ def write(path, pictures=PICTURES + COPIES, *, vectors=None, **more):
         "thumbnail": [{"bytes": thumbnail(image), "path": None} for image in pictures],
         **more,
     }
-    pq.write_table(pa.table({name: column for name, column in columns.items() if column is not None}), path)
-    return path
+    pq.write_table(pa.table({name: column for name, column in columns.items() if column is not None}), place)
+    return place
 
 
 def near(rows, distances=None):
@@ -84,7 +84,7 @@ def test_the_strangest_are_those_far_from_their_nearest(tmp_path):
     rows, means = embeddings.outliers(found, 3)
     assert rows.tolist() == [5, 9, 0] and means == pytest.approx([0.9, 0.4, 0.1])
     names, table, sheet = embeddings.list_outliers(found, 2)
-    assert names == ["5.png", "9.png"] and Image.open(sheet).width > 100
+    assert names == ["5.png", "9.png"] and Image.open(BytesIO(sheet.read_bytes())).width > 100
     assert table.read_text().splitlines()[1] == "5,5.png,0.900000"
 
 

@@ -20,6 +20,8 @@ COMPONENTS = 50
 PERPLEXITY = 30.0
 ONE_THREAD = 2_000
 """Images up to which one thread is quicker than two."""
+ITERATIONS, EVERY = 750, 50
+"""Of openTSNE, as it has them, and how often it tells of them."""
 MOST_JUDGED = 3_000
 """Images that trustworthiness is measured on: the work grows with their square."""
 NEIGHBOURS = 10
@@ -118,16 +120,16 @@ def _fitted(reduced: np.ndarray, seed: int, progress: Callable[[int, int], objec
 
     def tell(*_: Any) -> None:
         nonlocal done
-        done += 50
+        done = min(done + EVERY, ITERATIONS)  # placing others among them calls it too
         if progress is not None:
-            progress(done, 750)
+            progress(done, ITERATIONS)
 
     tsne = openTSNE.TSNE(
         perplexity=PERPLEXITY,
         random_state=seed,
         n_jobs=torch.get_num_threads(),
         callbacks=tell,
-        callbacks_every_iters=50,
+        callbacks_every_iters=EVERY,
     )
     found = tsne.fit(reduced[fitted])
     plane = np.zeros((len(reduced), 2), np.float32)

@@ -61,6 +61,10 @@ class Facts:
         return self.directory.resolve().name
 
     @property
+    def feature_dim(self) -> str:
+        return str((self.description or {}).get("feature_dim", "D"))
+
+    @property
     def step(self) -> int:
         return max((line["step"] for line in self.lines), default=0)
 

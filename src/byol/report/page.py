@@ -26,10 +26,12 @@ def write_page(directories: Sequence[Path], out: Path, *, refresh: bool = False)
 
     ValueError or FileNotFoundError, in one line, where a directory is no run or its files are damaged.
     """
+    from jinja2 import UndefinedError
+
     runs = [read(directory) for directory in directories]
     try:
         text = render(runs, refresh=refresh)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, UndefinedError) as error:
         named = ", ".join(map(str, directories))
         raise ValueError(
             f"{named}: a file of the run lacks what belongs in it ({error}); restore it from a copy"
