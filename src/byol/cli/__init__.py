@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from byol.cli.listing import list_names
-from byol.cli.look import report
+from byol.cli.look import explore, report
 from byol.cli.measure import ablate, compare, evaluate
 from byol.cli.shared import app, fail
 from byol.cli.train import demo, estimate, pretrain, views
@@ -18,7 +18,7 @@ from byol.launch import is_first_here, launched, launched_rank
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
 
-for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed):
+for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed, explore):
     app.command()(_command)
 app.command("list")(list_names)
 

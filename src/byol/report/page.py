@@ -56,7 +56,7 @@ def render(runs: list[Facts], *, refresh: bool = False) -> str:
         }
         for i, run in enumerate(runs)
     ]
-    return _template("report.html").render(
+    return template("report.html").render(
         runs=shown,
         charts=_charts(runs),
         compared=_compared(runs) if len(runs) > 1 else [],
@@ -69,7 +69,7 @@ def render(runs: list[Facts], *, refresh: bool = False) -> str:
 
 
 @cache
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
