@@ -1,9 +1,13 @@
 """A real browser for tests of pages: Debian's Chromium, driven by Playwright."""
 
 import shutil
+import time
 from contextlib import contextmanager
+from io import BytesIO
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt-get install chromium")
@@ -28,6 +32,20 @@ def opened(url, **how):
     place = "/".join(url.split("/")[:3])
     assert not said, said
     assert [each for each in asked if not each.startswith(("data:", "blob:", place))] == []
+
+
+def eventually(true, seconds=20):
+    """Wait until it is; a page's own policy forbids Playwright to wait inside it."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never was"
+        time.sleep(0.05)
+
+
+def colourful(locator):
+    """How many pixels of an element are no shade of gray."""
+    pixels = np.asarray(Image.open(BytesIO(locator.screenshot())).convert("RGB")).astype(int)
+    return int((np.ptp(pixels, axis=2) > 40).sum())
 
 
 def violations(page):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import needs_chromium, opened, violations
+from browser import colourful, eventually, needs_chromium, opened, violations
 from PIL import Image
 
 from byol import embeddings
@@ -80,27 +80,13 @@ def ask(server, method, path, body=None, **headers):
     return found
 
 
-def at(page, row):
-    """Where a point is drawn."""
-    return page.evaluate("(row) => map.screen(row)", row)
-
-
 @needs_chromium
 def test_points_appear_and_a_click_shows_the_picture_and_its_neighbours(server):
     with opened(server.url, viewport={"width": 1200, "height": 800}) as page:
         page.wait_for_selector("body[data-ready]")
         canvas = page.locator("canvas")
-        page.wait_for_function(
-            "document.querySelector('canvas').getContext('2d').getImageData(0, 0, 3000, 3000).data.some((v) => v)"
-        )
         explorer = server.explorer
-        points = canvas.evaluate("""(canvas) => {
-            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            let painted = 0;
-            for (let i = 3; i < data.length; i += 4) painted += data[i] > 120;
-            return painted;
-        }""")
-        assert points > 20 * NUM  # each covers tens of pixels
+        eventually(lambda: colourful(canvas) > 20 * NUM)  # each point covers tens of pixels
         row = 7
         xy = explorer.found.positions
         box = canvas.bounding_box()
@@ -109,18 +95,17 @@ def test_points_appear_and_a_click_shows_the_picture_and_its_neighbours(server):
         x = float(box["width"] / 2 + scale * (xy[row, 0] - middle[0]))
         y = float(box["height"] / 2 - scale * (xy[row, 1] - middle[1]))
         canvas.hover(position={"x": x, "y": y})
-        page.wait_for_function("document.querySelector('.tip img')?.naturalWidth > 0")
+        eventually(lambda: page.evaluate("document.querySelector('.tip img')?.naturalWidth > 0"))
         assert page.locator(".tip img").get_attribute("src") == f"thumbnail/{row}"
         canvas.click(position={"x": x, "y": y})
-        page.wait_for_function("document.querySelector('#picked img').naturalWidth === 72")  # the file's own size
+        eventually(
+            lambda: page.evaluate("document.querySelector('#picked img').naturalWidth") == 72
+        )  # the file's own size
         assert explorer.found.path(row) in page.locator("#picked").inner_text()
         near = page.locator("#found button").evaluate_all("(all) => all.map((each) => Number(each.dataset.row))")
         assert near == explorer.found.neighbours[0][row].tolist()
         page.locator("#found button").first.click()
-        page.wait_for_function(
-            "(path) => document.querySelector('#picked .name').textContent.includes(path)",
-            arg=explorer.found.path(near[0]),
-        )
+        eventually(lambda: explorer.found.path(near[0]) in page.locator("#picked .name").inner_text())
         assert violations(page) == []
 
 
@@ -166,18 +151,16 @@ def test_a_lasso_selects_and_its_list_is_saved(server, tmp_path):
 
 @needs_chromium
 def test_labels_filter_the_points(server):
-    painted = "document.querySelector('canvas').getContext('2d').getImageData(0, 0, 3000, 3000).data.some((v) => v)"
     with opened(server.url) as page:
         page.wait_for_selector("body[data-ready]")
-        page.wait_for_function(painted)
-        assert [re.sub(r"\s+", " ", key) for key in page.locator(".legend button").all_inner_texts()] == [
-            "bird (20)",
-            "fish (20)",
-        ]
+        canvas, keys = page.locator("canvas"), page.locator(".legend button")
+        assert [" ".join(key.split()) for key in keys.all_inner_texts()] == ["bird (20)", "fish (20)"]
+        eventually(lambda: colourful(canvas) > 20 * NUM)
+        whole = colourful(canvas)
         page.locator("#none").click()
-        page.wait_for_function(f"!{painted}")
-        page.locator(".legend button").first.click()
-        page.wait_for_function(painted)
+        eventually(lambda: colourful(canvas) == 0)
+        keys.first.click()
+        eventually(lambda: 0.3 * whole < colourful(canvas) < 0.7 * whole)  # half of them
 
 
 def test_it_serves_its_own_set_and_nothing_else(server):
