@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from byol import cluster
+from byol.data.loader import looked_at
 from byol.data.source import Part, Source
 from byol.data.tiles import tiled
 from byol.encoder import Encoder
@@ -26,7 +27,7 @@ from byol.evaluate.images import batches_and
 from byol.export import WEIGHTS, load, range_of, read_description
 from byol.files import is_free, read_json, replacing, write_json
 from byol.parallel import agreed, collected, rank, together, world_size
-from byol.pictures import sample_rows, thumbnail
+from byol.pictures import thumbnail
 from byol.pipeline import Observer, Silent
 from byol.subject import open_images
 
@@ -189,7 +190,7 @@ def _opened(
     if source.channels != channels:
         raise ValueError(f"the images have {source.channels} channels, and the backbone was trained on {channels}")
     source = tiled(source, tile) if tile else source
-    return source if most is None or most >= len(source) else source.subset(sample_rows(most, len(source)).numpy())
+    return source if most is None or most >= len(source) else source.subset(looked_at(source, most))
 
 
 def _work(out: Path) -> Path:

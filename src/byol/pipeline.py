@@ -23,7 +23,7 @@ from byol.data import manifest
 from byol.data.decode import Unusable
 from byol.data.folder import NOT_AN_IMAGE
 from byol.data.labels import with_labels
-from byol.data.loader import Loader, Normalization, fits_memory, load_pixels
+from byol.data.loader import Loader, Normalization, fits_memory, load_pixels, looked_at
 from byol.data.open import open_source
 from byol.data.source import DataError, Range, Skipped, Source, measured
 from byol.data.tiles import tiled
@@ -433,7 +433,7 @@ def sample_views(
         seed=seed,
     )
     originals: dict[int, np.ndarray] = {}
-    for start in pictures.sample_rows(num_images, len(source)).tolist():
+    for start in looked_at(source, num_images).tolist():
         for row in range(start, len(source)):  # the next one where an image cannot be read
             with contextlib.suppress(Unusable):
                 originals.setdefault(row, source.picture(int(source.ids[row])))
