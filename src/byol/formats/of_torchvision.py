@@ -104,7 +104,7 @@ def write_torchvision(backbone: Backbone, directory: Path) -> Form:
     try:
         model.load_state_dict(load_file(directory / WEIGHTS), strict=True)
     except RuntimeError:
-        given = {"image_size": spec.image_size, "channels": spec.channels, **spec.args}
+        given = {"image_size": spec.image_size, "in_chans": spec.channels, **spec.args}
         said = ", ".join(f"{key}={value}" for key, value in given.items())
         raise NoSuchArchitecture(f"{what} with {said}") from None
     lines = [
