@@ -82,7 +82,7 @@ def export(
         about: dict[str, Any] = {
             "format": format,
             "files": [*files, ABOUT],
-            "weights": hashlib.sha256((run_directory / WEIGHTS).read_bytes()).hexdigest(),
+            "weights": _digest(run_directory / WEIGHTS),
             "relative_difference": difference,
             "licence": licence,
             "byol": metadata.version("byol"),
@@ -90,6 +90,11 @@ def export(
         write_json(new / ABOUT, about)
         _move(new, out, about["files"], before)
     return {"out": str(out), "feature_dim": backbone.encoder.dim, "card": str(out / CARD), "load": form.code, **about}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _own(out: Path, kind: str) -> list[str]:
