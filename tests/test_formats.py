@@ -300,6 +300,17 @@ def test_other_features_are_refused_and_nothing_is_left(runs, tmp_path, monkeypa
     assert export(runs["vit"], "timm", tmp_path / "out")["relative_difference"] == pytest.approx(1e-5, rel=0.1)
 
 
+def test_a_network_that_an_exporter_cannot_follow_is_one_line(runs, tmp_path, monkeypatch):
+    def fails(backbone, directory):
+        (directory / "half").write_text("written")
+        raise RuntimeError("no such operator\nand a page of advice")
+
+    monkeypatch.setitem(formats.WRITERS, "pt2", fails)
+    with pytest.raises(ValueError, match=r"^pt2 cannot hold vit_tiny_patch16_224: no such operator; use --format timm"):
+        export(runs["vit"], "pt2", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_batch_of_any_size_is_compared(runs, tmp_path, monkeypatch):
     seen = []
 

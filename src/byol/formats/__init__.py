@@ -69,9 +69,15 @@ def export(
         new = Path(name)
         try:
             form = WRITERS[format](backbone, new)
-            difference = _difference(backbone, form.features)
         except NoSuchArchitecture as error:
             raise ValueError(f"{error}; use --format {_others(format)}") from None
+        except OSError:
+            raise
+        except Exception as error:  # exporters raise nearly anything on a network that they cannot follow
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            name = backbone.encoder.spec.name
+            raise ValueError(f"{format} cannot hold {name}: {reason}; use --format {_others(format)}") from error
+        difference = _difference(backbone, form.features)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"as {format} the backbone gives other features (relative difference {difference:.1e}); use --format "
