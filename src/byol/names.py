@@ -17,6 +17,14 @@ from typing import Any, Literal
 METHODS = ("byol", "simsiam", "barlow_twins", "vicreg", "simclr", "moco", "moco_v3", "instdisc", "supervised")
 PROTOCOLS = ("knn", "linear", "fewshot", "linear-sgd", "finetune", "semi")
 METRICS = {"top1": "top-1 accuracy", "mean-per-class": "mean per-class accuracy", "map": "11-point mAP"}
+FORMATS: dict[str, tuple[str, ...]] = {
+    "timm": (),
+    "huggingface": (),
+    "torchvision": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "pt2": (),
+}
+"""What a backbone is exported as -> the packages that it takes beyond this one's own."""
 PRETRAINED = "timm:"
 """What stands before the tag of weights that timm downloads."""
 
@@ -28,6 +36,26 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     if near:
         return f"unknown {kind} {name!r}; did you mean {', '.join(near)}?"
     return f"unknown {kind} {name!r}; known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+
+
+def missing_packages(kind: str) -> list[str]:
+    """Those that a format of FORMATS takes and that are not installed."""
+    return [name for name in FORMATS[kind] if importlib.util.find_spec(name) is None]
+
+
+def check_format(kind: str) -> None:
+    """ValueError where there is no such format, or packages are missing that it takes."""
+    if kind not in FORMATS:
+        raise ValueError(unknown("format", kind, FORMATS))
+    if missing := missing_packages(kind):
+        raise ValueError(f"{kind} needs {', '.join(missing)}; run `pip install {' '.join(missing)}`")
+
+
+def licence(text: str) -> str:
+    """An SPDX identifier as it was given. ValueError where it is not of their form."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", text):
+        raise ValueError(f"licence {text[:80]!a} is no SPDX identifier such as Apache-2.0, MIT or CC-BY-4.0")
+    return text
 
 
 @cache

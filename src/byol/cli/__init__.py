@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from byol.cli.export import export
 from byol.cli.listing import list_names
 from byol.cli.look import explore, report
 from byol.cli.measure import ablate, compare, evaluate
@@ -18,7 +19,7 @@ from byol.launch import is_first_here, launched, launched_rank
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
 
-for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed, explore):
+for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed, explore, export):
     app.command()(_command)
 app.command("list")(list_names)
 
