@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from byol.cli.importing import import_weights
 from byol.cli.listing import list_names
 from byol.cli.measure import ablate, compare, evaluate
 from byol.cli.shared import app, fail
@@ -19,6 +20,7 @@ SHARED = ("pretrain", "embed")
 
 for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, embed):
     app.command()(_command)
+app.command("import")(import_weights)
 app.command("list")(list_names)
 
 
