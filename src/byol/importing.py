@@ -173,8 +173,8 @@ def _fill(encoder: Encoder, tensors: Mapping[str, Tensor], what: str) -> list[st
     mine |= counts  # files of before PyTorch 0.4.1 have none, and nothing depends on them
     check_fit(mine, own, what)
     for name, value in mine.items():
-        if own[name].is_floating_point() and not (value.is_floating_point() and bool(torch.isfinite(value).all())):
-            raise ValueError(f"{what}: {name[:80]!a} holds what is no finite number; the file is damaged")
+        if value.is_floating_point() != own[name].is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{what}: {name[:80]!a} holds what is no finite number of its kind; the file is damaged")
         if name.endswith("running_var") and bool((value < 0).any()):
             raise ValueError(f"{what}: {name[:80]!a} holds negative variances; the file is damaged")
     encoder.model.load_state_dict(mine)

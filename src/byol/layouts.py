@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def _load(path: Path) -> Any:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             allowed = [n for n in names if n.split(".")[0] in _INERT_MODULES or n in _INERT_BUILTINS]
             stand_ins = [(_inert_mapping if n == "collections.defaultdict" else _Inert, n) for n in allowed]
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is wrong with it, one line is said
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on a damaged file
         told = str(error)
@@ -115,8 +117,11 @@ def _load(path: Path) -> Any:
 
 def _check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-            raise ValueError("its parts are compressed, which torch's are not")
+        parts = archive.infolist()
+    if any(each.compress_type != zipfile.ZIP_STORED for each in parts):
+        raise ValueError("its parts are compressed, which torch's are not")
+    if sum(each.file_size for each in parts) > path.stat().st_size:
+        raise ValueError("its parts are larger than the file")
 
 
 def _state_dict(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
