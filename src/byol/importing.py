@@ -146,9 +146,9 @@ def _of_file(
     dropped = tuple(sorted({*found.dropped, *left}))
     classifier = found.layout == "torchvision" and "fc.weight" in found.tensors
     what = f"{name}, its first convolution 3x3" if spec.stem != "original" else name
-    say(f"{path.name}: {what}, as {found.layout} names it{f' ({found.network})' if found.network else ''}")
+    say(f"{path.name}: {what}, as {found.layout} names it{f' ({found.network!a})' if found.network else ''}")
     if dropped:
-        say(f"left out: {', '.join(dropped)[:200]}")
+        say(f"left out: {ascii(', '.join(dropped))[1:-1][:200]}")
     about = {
         "method": METHODS.get(found.layout, "unknown"),
         "used_labels": classifier,

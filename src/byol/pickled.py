@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import pickletools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,12 @@ def read(path: Path) -> Any:
     """What a pickle holds: dicts with text as keys, lists, tuples, numbers, text, bytes, `Array`s, and `Record`s for
     values of other classes. ValueError, in one line, where it is cut short or holds or does anything else."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # of text that Python would not write
             machine = _Machine(len(data))
             for number, (operation, argument, _) in enumerate(pickletools.genops(_as_file(data))):
                 if number == MOST_OPERATIONS:
