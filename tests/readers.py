@@ -31,7 +31,7 @@ WATCHED |= {
 def readers(root: Path) -> dict[str, Callable[[], Any]]:
     import torch
 
-    from byol import checkpoint, compare
+    from byol import checkpoint, compare, layouts, pickled
     from byol.data import manifest
     from byol.data import source as sources
     from byol.data.labels import with_groups, with_labels
@@ -92,6 +92,8 @@ def readers(root: Path) -> dict[str, Callable[[], Any]]:
         "list.txt": lambda: read_list(root / "list.txt", [f"{i}.png" for i in range(6)]),
         "arrays.npz": lambda: images("arrays.npz"),
         "array.npy": lambda: images("array.npy"),
+        "weights.pth": lambda: layouts.read(root / "weights.pth"),
+        "weights.pkl": lambda: pickled.read(root / "weights.pkl"),
         "images": lambda: images("images"),
     }
 

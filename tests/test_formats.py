@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 
 from byol import cli, formats, names
 from byol.encoder import Encoder, EncoderSpec
-from byol.export import load, save_backbone
+from byol.export import load, save_backbone, write_backbone
 from byol.formats import export, of_torchvision
 from byol.formats.card import escaped, plain
 from byol.views.view import BYOL_T, describe
@@ -532,3 +532,25 @@ def test_packages_that_are_missing_are_named_with_the_command_that_installs_them
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in gone else find(name, *rest))
     code, _, err = command(runs["vit"], "--format", "onnx")
     assert code == 2 and "`pip install onnxscript onnxruntime`" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["timm", "huggingface", "torchvision"])
+def test_padding_that_no_other_library_has_is_refused_in_one_line(same, kind, tmp_path):
+    with pytest.raises(ValueError, match=r"SAME.*--format onnx or pt2$") as caught:
+        export(same, kind, tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_graphs_hold_it_themselves(same, kind, tmp_path):
+    assert export(same, kind, tmp_path / "out")["relative_difference"] < 1e-5
+
+
+@pytest.fixture(scope="module")
+def same(tmp_path_factory):
+    """A backbone with TensorFlow's SAME padding."""
+    directory = tmp_path_factory.mktemp("same")
+    spec = EncoderSpec("resnet18", 32, args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, padding="SAME")
+    about = {"method": "byol", "used_labels": False, "steps": None, "seed": 0}
+    write_backbone(Encoder(spec).eval(), directory, (0.5,) * 3, (0.2,) * 3, about)
+    return directory

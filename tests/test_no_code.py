@@ -72,6 +72,8 @@ def whole(tmp_path_factory: Any, make_run: Any) -> Path:
     (root / "labels.csv").write_text("file,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(6)))
     (root / "list.txt").write_text("0.png\n3.png\n")
     manifest.write(run, open_source(root / "images"))
+    torch.save(Encoder(EncoderSpec("resnet10t", 32)).model.state_dict(), root / "weights.pth")
+    (root / "weights.pkl").write_bytes(pickle.dumps({"w": np.ones((2, 3), np.float32)}, protocol=2))
     np.savez(root / "arrays.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.arange(4))
     np.save(root / "array.npy", np.zeros((4, 8, 8), np.float32))
     return root
@@ -136,7 +138,7 @@ def test_reading_all_our_files_unpickles_compiles_and_starts_nothing(whole: Path
     marker = whole / "marker"
     (whole / "pickle").write_bytes(pickle.dumps(Trap(marker)))
     names = readers()
-    assert len(names) == 21
+    assert len(names) == 23
     for name in names:
         answer = read(name)
         assert answer["error"] is None, (name, answer)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from byol.run import Stem
+from byol.run import Padding, Stem
 
 SMALL_IMAGE_PX = 64
 """Images up to this size get the 3x3 stem where the backbone has a ResNet stem: at 32 px the usual stem leaves a
@@ -31,12 +31,17 @@ class EncoderSpec:
     channels: int = 3
     """Input channels."""
     stem: Stem = "original"
-    """"3x3": the first convolution is 3x3 with stride 1 and there is no max-pool."""
+    """"3x3": the first convolution is 3x3 with stride 1 and there is no max-pool; "3x3-pad2": the same, padded by 2, as
+    in solo-learn."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model."""
+    padding: Padding = "symmetric"
+    """"SAME": of layers with a stride as in TensorFlow and JAX, where what is odd comes after."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields, without a padding that is the usual one: what did not exist yet is known by the same hash."""
+        fields = asdict(self)
+        return fields if self.padding != "symmetric" else {k: v for k, v in fields.items() if k != "padding"}
 
 
 def stem_for(name: str, image_size: int) -> Stem:
@@ -70,8 +75,10 @@ class Encoder(nn.Module):
         self.model = timm.create_model(
             name, pretrained=pretrained_tag is not None, num_classes=0, in_chans=spec.channels, **args
         )
-        if spec.stem == "3x3":
-            use_small_stem(self.model, spec.channels)
+        if spec.stem != "original":
+            use_small_stem(self.model, spec.channels, padding=1 if spec.stem == "3x3" else 2)
+        if spec.padding == "SAME":
+            use_same_padding(self.model)
         # Where a layer stands between pooling and classifier, timm's num_features is the width before it.
         self.dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
@@ -79,7 +86,7 @@ class Encoder(nn.Module):
         return self.model(x)
 
 
-def use_small_stem(model: nn.Module, channels: int) -> None:
+def use_small_stem(model: nn.Module, channels: int, *, padding: int = 1) -> None:
     """Replace a timm ResNet's stem by a 3x3 convolution of stride 1 without max-pool, the usual one at 32 px."""
     first = getattr(model, "conv1", None)
     if first is None or not hasattr(model, "maxpool"):
@@ -87,9 +94,22 @@ def use_small_stem(model: nn.Module, channels: int) -> None:
     if isinstance(first, nn.Sequential):  # deep stems: three 3x3 convolutions, the first with stride 2
         first[0].stride = (1, 1)  # type: ignore[assignment]
     else:
-        model.conv1 = nn.Conv2d(channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+        model.conv1 = nn.Conv2d(channels, first.out_channels, 3, stride=1, padding=padding, bias=False)
         initialize(model.conv1)
     model.maxpool = nn.Identity()
+
+
+def use_same_padding(model: nn.Module) -> None:
+    """Pad as TensorFlow and JAX do where a convolution or a max-pool has a stride: as little as gives
+    ceil(size / stride) outputs, and of an odd number of pixels the larger half after. Names and parameters stay."""
+    from timm.layers import Conv2dSame, create_pool2d
+
+    for part in list(model.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and max(child.kernel_size) > 1:
+                child.__class__, child.padding = Conv2dSame, (0, 0)
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(part, name, create_pool2d("max", child.kernel_size, child.stride, padding="same"))
 
 
 def initialize(module: nn.Module) -> None:

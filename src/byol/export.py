@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +15,50 @@ from byol.encoder import Encoder, EncoderSpec
 from byol.files import read_json, write_json
 from byol.methods import get, uses_labels
 from byol.names import PRETRAINED, split_tag
-from byol.run import Run
+from byol.run import Padding, Run
 
 WEIGHTS = "backbone.safetensors"
 DESCRIPTION = "backbone.json"
 MOST_DESCRIPTION_BYTES = 1 << 20
-FORMAT = 1
-"""Of backbone.json: raised when what it says changes its meaning."""
+FORMAT = 2
+"""Of backbone.json: raised when what it says changes its meaning. 2: with another padding than timm's; all else is
+still written as 1, which earlier versions read."""
+PADDINGS: dict[Padding, str] = {
+    "symmetric": "symmetric (PyTorch), not TensorFlow's SAME",
+    "SAME": "SAME (TensorFlow): with a stride, what is odd comes after; not symmetric (PyTorch)",
+}
 
 
 def save_backbone(encoder: Encoder, run: Run, directory: Path, *, step: int) -> None:
     """Write the encoder's timm state dict and its description, each by way of a temporary name."""
-    write_tensors(
-        directory / WEIGHTS, {k: v.detach().cpu().contiguous() for k, v in encoder.model.state_dict().items()}
-    )
-    description = {
-        "format": FORMAT,
-        **encoder.spec.to_dict(),
-        "feature_dim": encoder.dim,
-        "padding": "symmetric (PyTorch), not TensorFlow's SAME",
-        "normalization": {"mean": run.mean, "std": run.std, "of": "images in [0, 1], channels first"},
+    about = {
         **({"value_range": run.value_range} if run.value_range else {}),
-        "evaluation_input": f"centre square of 0.875 x the shorter side, bicubic to {run.image_size} px; "
-        "smaller ones are enlarged whole, and those of this size taken as they are",
         "method": run.method,
         "used_labels": uses_labels(get(run.method)),
         "steps": step,
         "seed": run.seed,
+    }
+    write_backbone(encoder, directory, run.mean, run.std, about)
+
+
+def write_backbone(
+    encoder: Encoder, directory: Path, mean: Sequence[float], std: Sequence[float], about: dict[str, Any]
+) -> None:
+    """Write the two files of a backbone. mean, std: per channel, with which its images are normalised. about: what else
+    its description says; `method`, `used_labels`, `steps` and `seed` are read by others."""
+    write_tensors(
+        directory / WEIGHTS, {k: v.detach().cpu().contiguous() for k, v in encoder.model.state_dict().items()}
+    )
+    spec = encoder.spec
+    description = {
+        "format": 1 if spec == replace(spec, padding="symmetric") and spec.stem in ("original", "3x3") else FORMAT,
+        **spec.to_dict(),
+        "feature_dim": encoder.dim,
+        "padding": PADDINGS[spec.padding],
+        "normalization": {"mean": mean, "std": std, "of": "images in [0, 1], channels first"},
+        "evaluation_input": f"centre square of 0.875 x the shorter side, bicubic to {spec.image_size} px; "
+        "smaller ones are enlarged whole, and those of this size taken as they are",
+        **about,
     }
     write_json(directory / DESCRIPTION, description)
 
@@ -74,7 +93,31 @@ def spec_of(description: dict[str, Any]) -> EncoderSpec:
     kinds = {"name": str, "image_size": int, "channels": int, "stem": str, "args": dict}
     if wrong := [key for key, kind in kinds.items() if type(description.get(key)) is not kind]:
         raise ValueError(f"{DESCRIPTION} says no {wrong[0]}; copy it anew")
-    return EncoderSpec(**{key: description[key] for key in kinds})
+    return EncoderSpec(**{key: description[key] for key in kinds}, padding=padding_of(description))
+
+
+def padding_of(description: dict[str, Any]) -> Padding:
+    """How the layers of a backbone that have a stride are padded. ValueError where its description does not say it."""
+    said = str(description.get("padding", "symmetric"))
+    for kind in PADDINGS:
+        if said.startswith(kind):
+            return kind
+    raise ValueError(f"{DESCRIPTION} says of its padding {said[:40]!a}; install a newer byol, or copy it anew")
+
+
+def check_plain_timm(description: dict[str, Any]) -> None:
+    """ValueError, in one line, where timm's own model with these weights would give other features: what is exported
+    for timm alone, or under its names, must not be of such a backbone."""
+    if padding_of(description) == "SAME":
+        raise ValueError(
+            f"the backbone pads as TensorFlow does (SAME), and timm's {description['name']} symmetrically: with timm "
+            "alone its features would be others; use byol.load"
+        )
+    if description["stem"] not in ("original", "3x3"):
+        raise ValueError(
+            f"the backbone's first convolution is padded by 2 ({description['stem']}), and timm has no such stem: with "
+            "timm alone its features would be others; use byol.load"
+        )
 
 
 def load(run_directory: str | Path) -> Encoder:
@@ -87,18 +130,18 @@ def load(run_directory: str | Path) -> Encoder:
     spec = spec_of(read_description(directory))
     if not (directory / WEIGHTS).is_file():
         raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; copy it there beside {DESCRIPTION}")
-    found = _weights(directory / WEIGHTS, str(directory / WEIGHTS))
+    found = read_weights(directory / WEIGHTS, str(directory / WEIGHTS))
     try:
         encoder = Encoder(spec)
     except Exception as error:  # timm's models raise nearly anything on arguments that they do not know
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{directory / DESCRIPTION} describes no backbone of timm: {reason}; copy it anew") from error
-    _check_fit(found, encoder.model.state_dict(), str(directory / WEIGHTS))
+    check_fit(found, encoder.model.state_dict(), str(directory / WEIGHTS))
     encoder.model.load_state_dict(found)
     return encoder.eval()
 
 
-def _weights(path: Path, what: str) -> dict[str, Tensor]:
+def read_weights(path: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or a ValueError that begins with `what`."""
     from safetensors.torch import load_file
 
@@ -124,15 +167,16 @@ def start_from(encoder: Encoder, init: str) -> Encoder:
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"init={init!r} is neither a run nor a safetensors file; or use timm:NAME.TAG")
-    found = _weights(path, f"init={init!r}")
+    found = read_weights(path, f"init={init!r}")
     own = encoder.model.state_dict()
     found = {k: v for k, v in found.items() if k.split(".")[0] not in ("fc", "classifier", "head") or k in own}
-    _check_fit(found, own, f"init={init!r}")
+    check_fit(found, own, f"init={init!r}")
     encoder.model.load_state_dict(found)
     return encoder
 
 
-def _check_fit(found: dict[str, Tensor], own: dict[str, Tensor], what: str) -> None:
+def check_fit(found: dict[str, Tensor], own: dict[str, Tensor], what: str) -> None:
+    """ValueError, in one line that begins with `what`, where names or shapes differ."""
     wrong = [f"{k} is missing" for k in own if k not in found]
     wrong += [f"{k[:80]!a} is unknown" for k in found if k not in own]
     wrong += [

@@ -43,7 +43,7 @@ def build(run: Run, *, num_classes: int = 0, num_images: int = 0) -> Networks:
 
     num_classes: of the data, 0 without labels. num_images: one more than the largest image id.
     """
-    spec = EncoderSpec(run.backbone, run.image_size, run.channels, run.stem, run.backbone_args)
+    spec = EncoderSpec(run.backbone, run.image_size, run.channels, run.stem, run.backbone_args, run.padding)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         encoder = Encoder(spec)

@@ -316,7 +316,7 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
     held = f"; {training.num_held:,} held out for diagnosis" if training.num_held else "; none held out"
     arguments = ", ".join(f"{k}={v}" for k, v in run.method_args.items())
     structure = ", ".join(f"{k}={v}" for k, v in run.backbone_args.items())
-    stem = "3x3 stem without max-pool (small images)" if run.stem == "3x3" else "its own stem"
+    stem = "3x3 stem without max-pool (small images)" if run.stem != "original" else "its own stem"
     lines = [
         (
             "data",
@@ -360,7 +360,7 @@ def summary(run: Run, source: Source, training: Training, rate: float) -> list[t
                 f"evenly; --workers {used}, or --set streams=N with a multiple of {run.workers * world_size()}",
             )
         )
-    stem_is_new = run.stem == "3x3" and isinstance(training.method.encoder.model.conv1, nn.Conv2d)
+    stem_is_new = run.stem != "original" and isinstance(training.method.encoder.model.conv1, nn.Conv2d)
     if run.init is not None and run.init.startswith(PRETRAINED) and stem_is_new:
         lines.append(("note", "the 3x3 stem is new: of the pretrained weights all but the first layer are used"))
     if run.accumulate > 1 and training.method.across_batch:

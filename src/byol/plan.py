@@ -23,12 +23,12 @@ from byol.data.loader import Normalization, data_statistics, split_hold_out, vie
 from byol.data.source import HOW_TO_LABEL, Source, digest
 from byol.data.tiles import HELD_BYTES
 from byol.encoder import stem_for
-from byol.export import DESCRIPTION, read_description, spec_of
+from byol.export import DESCRIPTION, padding_of, read_description, spec_of
 from byol.launch import launched
 from byol.methods import Method, Situation, get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.options import Options
-from byol.run import Optimization, Run, Stem
+from byol.run import Optimization, Padding, Run, Stem
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 
 LARGEST_DEFAULT_PX = 224
@@ -84,6 +84,7 @@ def plan(options: Options, source: Source, pixels: Tensor | None) -> Run:
         backbone=backbone,
         backbone_args=backbone_args,
         stem=options.stem or stem or stem_for(backbone, size),
+        padding=_padding(options),
         image_size=size,
         channels=source.channels,
         value_range=source.value_range,
@@ -235,6 +236,13 @@ def _structure(options: Options, size: int, device: str) -> tuple[str, dict[str,
     if device == "cpu":
         name, args = "resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
     return name, args if options.backbone_args is None else options.backbone_args, None
+
+
+def _padding(options: Options) -> Padding:
+    """That of the weights to start from, whatever else was named."""
+    if options.init is not None and (Path(options.init) / DESCRIPTION).is_file():
+        return padding_of(read_description(Path(options.init)))
+    return "symmetric"
 
 
 def _batch_size(num_train: int, device: str) -> int:

@@ -16,7 +16,8 @@ T = TypeVar("T")
 RUN = "run.json"
 Optimizer = Literal["lars", "sgd", "adamw"]
 Precision = Literal["bf16", "32", "64"]
-Stem = Literal["original", "3x3"]
+Stem = Literal["original", "3x3", "3x3-pad2"]
+Padding = Literal["symmetric", "SAME"]
 Compile = Literal["default", "reduce-overhead"]
 EncoderInit = Literal["byol", "timm"]
 """How the encoder's weights are drawn: as BYOL's code does, or as timm does (for ResNets: Kaiming normal, each residual
@@ -59,6 +60,7 @@ class Run(Optimization):
     """timm name."""
     backbone_args: dict[str, Any]
     stem: Stem
+    padding: Padding = "symmetric"
     image_size: int
     """Height and width of the views, px."""
     channels: int

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from byol.cli.export import export
+from byol.cli.importing import import_weights
 from byol.cli.listing import list_names
 from byol.cli.look import explore, report
 from byol.cli.measure import ablate, compare, evaluate
@@ -21,6 +22,7 @@ SHARED = ("pretrain", "embed")
 
 for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed, explore, export):
     app.command()(_command)
+app.command("import")(import_weights)
 app.command("list")(list_names)
 
 

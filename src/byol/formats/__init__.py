@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from byol import names
-from byol.export import WEIGHTS
+from byol.export import WEIGHTS, check_plain_timm
 from byol.files import TEMPORARY, is_free, naming, read_json, sync, write_json, write_text
 from byol.formats.backbone import Backbone, Form, NoSuchArchitecture, read
 from byol.formats.card import card
@@ -27,6 +27,8 @@ ABOUT = "export.json"
 CARD = "README.md"
 TOLERANCE = 1e-4
 """Relative difference of features in float32, above which an export is refused."""
+UNDER_OTHERS_NAMES = ("timm", "huggingface", "torchvision")
+"""Formats whose structure is timm's or torchvision's own, by name."""
 FIRST_IMAGES, MORE_IMAGES = 1, 5
 """Numbers of images that exports are checked on: as one batch each, for batches may have any size."""
 
@@ -62,6 +64,11 @@ def export(
     out = run_directory / "export" / format if out is None else Path(out)
     before = _own(out, format)
     backbone = read(run_directory)
+    if format in UNDER_OTHERS_NAMES:
+        try:
+            check_plain_timm(backbone.description)
+        except ValueError as error:
+            raise ValueError(f"{error}, or --format onnx or pt2") from None
     out.parent.mkdir(parents=True, exist_ok=True)
     observer.say(f"writing the backbone as {format}, and comparing its features")
     # Beside its place, so that what fails leaves nothing there.
