@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test test-long lint format audit clean
+.PHONY: setup demo test test-long lint format docs pictures audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,8 @@ help:
 	@echo "make test       the tests (minutes)"
 	@echo "make test-long  the longer checks as well"
 	@echo "make lint       format, lint, types and layers"
+	@echo "make docs       the documentation site, in docs/_build/html"
+	@echo "make pictures   the README's and the site's pictures, by a new demo (minutes)"
 	@echo "make audit      known vulnerabilities of the pinned dependencies, where a network allows it"
 	@echo "make setup      the environment alone"
 
@@ -49,6 +51,13 @@ lint: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# A warning is an error, and a link that leads nowhere is a warning.
+docs: $(STAMP)
+	@$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html && echo docs/_build/html/index.html
+
+pictures: $(STAMP)
+	@$(BIN)/python docs/make_pictures.py
 
 audit: $(STAMP)
 	@$(PYTHON) .ci/audit $(BIN)/uv constraints.txt

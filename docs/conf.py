@@ -28,7 +28,6 @@ myst_links_external_new_tab = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
@@ -52,7 +51,7 @@ REPOSITORY = os.environ.get("BYOL_REPOSITORY", "")
 """Where the project's files can be read, such as https://host/owner/name/blob/main/. Without it they come along."""
 
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
-_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+_PAGES = {f"{name.upper()}.md": f"project/{name}.md" for name in ("changelog", "contributing", "security")}
 
 
 def _outside(text: str, directory: Path) -> str:
@@ -78,7 +77,7 @@ def _outside(text: str, directory: Path) -> str:
 
 
 def _read(app, docname, content):
-    text = commands.filled(content[0])
+    text = commands.filled(docstrings.filled(content[0]))
     content[0] = _outside(text, (HERE / docname).parent)
 
 
@@ -90,4 +89,5 @@ def setup(app):
     app.connect("source-read", _read)
     app.connect("include-read", _include)
     app.connect("autodoc-process-docstring", docstrings.process)
+    app.connect("autodoc-process-signature", docstrings.signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -8,10 +8,39 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
+PUBLIC = "<!-- public names -->"
+"""Of a page: what is replaced by all that `byol` itself has."""
+DOCS = Path(__file__).resolve().parent
+_PAGE = re.compile(r"\bdocs/([\w-]+)\\?\.md\b")
 _CODE = re.compile(r"``(.+?)``|`([^`]+)`", re.DOTALL)
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*$")
+
+
+def filled(page: str) -> str:
+    """The page, with the public names where it asks for them."""
+    return page.replace(PUBLIC, _public()) if PUBLIC in page else page
+
+
+def _public() -> str:
+    import byol
+
+    lines = []
+    for name in sorted(byol.__all__):
+        if inspect.isclass(getattr(byol, name)):
+            lines += [f".. autoclass:: byol.{name}()", "   :members:", ""]
+        else:
+            lines += [f".. autofunction:: byol.{name}", ""]
+    return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, written: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """A signature that Sphinx can read: a field that is made anew each time has a default, and that is all."""
+    return (written and written.replace("<factory>", "...")), returned
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -84,4 +113,8 @@ def _inline(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\*`|_])", r"\\\1", text)
+    return _PAGE.sub(_linked, re.sub(r"([\\*`|_])", r"\\\1", text))
+
+
+def _linked(match: re.Match[str]) -> str:
+    return f"\\ :doc:`/{match[1]}`\\ " if (DOCS / f"{match[1]}.md").is_file() else match[0]

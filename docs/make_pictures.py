@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -63,11 +63,12 @@ def explore(page: Page, file: Path) -> None:
 
 
 def a_point(picture: bytes) -> tuple[int, int]:
-    """Where an image lies on the map: of the pixels with a colour, the one nearest to the middle."""
+    """Where an image lies on the map: the pixel with a colour that has most of them around it."""
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
-    y, x = np.nonzero(np.ptp(pixels, axis=2) > 80)
-    nearest = np.argmin((x - pixels.shape[1] / 2) ** 2 + (y - pixels.shape[0] / 2) ** 2)
-    return int(x[nearest]), int(y[nearest])
+    coloured = np.ptp(pixels, axis=2) > 60
+    density = Image.fromarray(np.where(coloured, 255, 0).astype(np.uint8)).filter(ImageFilter.BoxBlur(20))
+    y, x = np.unravel_index(np.argmax(np.asarray(density) * coloured), coloured.shape)
+    return int(x), int(y)
 
 
 def main() -> None:

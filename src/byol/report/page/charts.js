@@ -61,10 +61,14 @@
       make("text", { x: left - 6, y: py(tick) + 4, "text-anchor": "end" }, svg, data.percent ? `${number(Math.round(tick * 1e6) / 1e4)} %` : number(tick));
     }
     const places = data.labels ? [...new Set(all.map((point) => point[0]))].map((count) => [Math.log10(count), count.toLocaleString("en")]) : ticks(x0, x1, Math.max(2, width / 110)).map((tick) => [tick, tick >= 1e5 ? `${number(tick / 1000)}k` : tick.toLocaleString("en")]);
-    places.forEach(([at, text], i) => {
-      const last = i === places.length - 1;
-      const named = data.labels ? `${text}${last ? " labels" : ""}` : `${text}${last ? (byTime && data.time ? ` ${unit[1]}` : " steps") : ""}`;
-      make("text", { x: Math.min(px(at), width - right), y: height - 4, "text-anchor": last ? "end" : i ? "middle" : "start" }, svg, named);
+    // From the right, where the last one also says of what; one that would touch the next is left out.
+    let free = width;
+    places.reverse().forEach(([at, text], i) => {
+      const named = i ? text : `${text} ${data.labels ? "labels" : byTime && data.time ? unit[1] : "steps"}`;
+      const half = named.length * 3.2, middle = Math.min(px(at), width - half);
+      if (middle + half > free) return;
+      free = middle - half - 6;
+      make("text", { x: middle, y: height - 4, "text-anchor": "middle" }, svg, named);
     });
     for (const [value, text] of data.marks || []) {
       make("line", { class: "ref", x1: left, x2: width - right, y1: py(value), y2: py(value) }, svg);
