@@ -1,7 +1,5 @@
 """Embedder keeps scikit-learn's rules, by scikit-learn's own checks, and does what it is for."""
 
-import numpy as np
-import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from byol.sklearn import Embedder

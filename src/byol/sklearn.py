@@ -6,7 +6,6 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from byol.console import Terminal
-from byol.export import load
+from byol.data.loader import Normalization
 from byol.options import Options
 from byol.pipeline import Silent, how_to_open, open_for_training, ready
 from byol.plan import device_of, plan
-from byol.train import Interrupted, TrainingStopped
+from byol.trained import TrainedEncoder
 
 ROWS_AT_ONCE = 1024
 
@@ -156,16 +155,19 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if options.batch_size is not None:
             options = replace(options, batch_size=min(options.batch_size, len(images)))
         options = replace(options, seed=int(seed)).checked()
-        with TemporaryDirectory(prefix="byol-") as directory, Terminal() if self.verbose else nullcontext(Silent()) as who:
-            source, pixels = open_for_training(images, who, **how_to_open(options))
-            run = plan(options, source, pixels)
-            # A checkpoint is to go on from, and nobody does.
-            self.run_ = replace(run, checkpoint_every_steps=run.total_steps)
-            training, _ = ready(self.run_, source, pixels, Path(directory), 0.0)
-            try:
-                training.fit(who.progress, say=who.say)
-            except Interrupted:
-                raise KeyboardInterrupt from None
-            except TrainingStopped as stopped:
-                raise RuntimeError(str(stopped).partition(";")[0]) from None
-            self.encoder_ = load(directory)
+        with Terminal() if self.verbose else nullcontext(Silent()) as observer:
+            source, pixels = open_for_training(images, observer, **how_to_open(options))
+            run = self.run_ = plan(options, source, pixels)
+            training, _ = ready(run, source, pixels, Path(), 0.0)
+            # The steps alone, of which nothing is written: a fitted estimator is kept by whoever has it.
+            batches = training.loader.batches(0, run.total_steps * run.accumulate)
+            training.module.train()
+            for step in range(run.total_steps):
+                loss = float(training.step(step, [next(batches) for _ in range(run.accumulate)])["loss"])
+                if not math.isfinite(loss):
+                    raise ValueError(f"the loss is not finite in step {step}; use a smaller base_lr in `settings`")
+                observer.working("training", step + 1, run.total_steps)
+        encoder = training.method.encoder
+        self.encoder_ = TrainedEncoder(encoder.spec, Normalization(run.mean, run.std), run.value_range)
+        self.encoder_.model.load_state_dict(encoder.model.state_dict())
+        self.encoder_.eval()
