@@ -3,7 +3,9 @@
 import io
 import json
 import pickle
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -282,3 +284,33 @@ def test_an_array_that_holds_no_images_is_one_line(tmp_path, array):
     with pytest.raises(ValueError, match="an array") as caught:
         byol.pretrain(array, tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_the_code_of_the_documentation_runs(tmp_path, monkeypatch):
+    """docs/python.md, from top to bottom, in a folder that has some photos."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    generator = np.random.default_rng(4)
+    for i in range(40):
+        image = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"photos/{i}.png")
+    text = (Path(__file__).parents[1] / "docs/python.md").read_text("utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(code) == 5
+    names = {}
+    exec(compile("\n".join(code), "python.md", "exec"), names)
+    assert names["run"].method == "vicreg"
+    assert names["features"].shape == names["more"].shape == (2, names["encoder"].dim)
+    assert names["search"].best_score_ > 0.4, "more than a third"
+
+
+def test_the_readme_s_code_runs(place, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "byol.pretrain" in code]
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (30, 20), "red").save(name)
+    (tmp_path / "FOLDER").symlink_to(place / "images")
+    names = {}
+    exec(snippet.replace("epochs=20", "steps=1"), names)
+    assert names["features"].shape[0] == 2

@@ -43,7 +43,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     >>> from sklearn.datasets import load_digits
     >>> X, y = load_digits(n_class=2, return_X_y=True)
-    >>> Embedder(image_shape=(8, 8), steps=1, batch_size=16).fit_transform(X[:20]).shape
+    >>> Embedder(image_shape=(8, 8), steps=1, batch_size=16, device="cpu").fit_transform(X[:20]).shape
     (20, 256)
     """
 

@@ -32,7 +32,8 @@ class TrainedEncoder(Encoder):
     def __init__(
         self, spec: EncoderSpec, normalization: Normalization | None, value_range: Range | None = None
     ) -> None:
-        super().__init__(spec)
+        with torch.random.fork_rng(devices=[]):  # its weights come from elsewhere: no random number is used up
+            super().__init__(spec)
         self.normalization = normalization
         self.value_range = value_range
 
