@@ -53,7 +53,7 @@ print(f"{len(paths)} images in {folder}")
 
 # %%
 with Terminal(plan=False) as terminal:
-    byol.pretrain(folder, out / "run", digits_minute(), steps=260 if FAST else 400, observer=terminal)
+    byol.pretrain(folder, out / "run", digits_minute(), steps=300 if FAST else 400, observer=terminal)
 
 # %% [markdown]
 # ## Features

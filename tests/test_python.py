@@ -299,8 +299,9 @@ def test_the_code_of_the_documentation_runs(tmp_path, monkeypatch):
     assert len(code) == 5
     names = {}
     exec(compile("\n".join(code), "python.md", "exec"), names)
-    assert names["run"].method == "vicreg"
+    assert names["run"].total_steps == 40, "5 epochs of 40 images in batches of 5"
     assert names["features"].shape == names["more"].shape == (2, names["encoder"].dim)
+    assert names["mine"].method == "vicreg"
     assert names["search"].best_score_ > 0.4, "more than a third"
 
 
