@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test test-long lint format audit clean
+.PHONY: setup demo test test-long lint format notebooks audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test       the tests (minutes)"
 	@echo "make test-long  the longer checks as well"
 	@echo "make lint       format, lint, types and layers"
+	@echo "make notebooks  the examples as notebooks, in docs/notebooks"
 	@echo "make audit      known vulnerabilities of the pinned dependencies, where a network allows it"
 	@echo "make setup      the environment alone"
 
@@ -49,6 +50,14 @@ lint: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+NOTEBOOKS := few_labels own_loop own_lightning
+
+notebooks: $(STAMP) $(NOTEBOOKS:%=docs/notebooks/%.ipynb)
+
+docs/notebooks/%.ipynb: examples/%.py
+	@mkdir -p $(@D)
+	@$(BIN)/jupytext --quiet --to ipynb --output $@ $<
 
 audit: $(STAMP)
 	@$(PYTHON) .ci/audit $(BIN)/uv constraints.txt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import isclose
 from pathlib import Path
@@ -17,6 +17,7 @@ from byol.run import Compile, EncoderInit, Optimization, Optimizer, Precision, S
 from byol.views.view import View
 
 BATCH = ("batch_size", "accumulate")
+LENGTHS = ("epochs", "steps", "budget")
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,30 @@ class Options:
         """The same data, network, views and length for another method, which brings its own arguments and optimizer."""
         own: dict[str, Any] = dict.fromkeys(f.name for f in fields(Optimization))
         return replace(self, method=method, method_args={}, warmup_steps=None, warmup_epochs=None, **own)
+
+    def changed(self, settings: Mapping[str, Any]) -> Options:
+        """With other values of fields, as keyword arguments give them. A method, a backbone and how long to train, each
+        replaces all that was said of the old one; arguments of the method are added. ValueError for an unknown name."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        known = {name: kind for name, kind in get_type_hints(Options).items() if name not in ("fixed", "moves")}
+        _check_kinds("setting", values, known)
+        if values.get("auto_batch") and values.keys() & set(BATCH):
+            raise ValueError("auto_batch and a batch size each say how large batches are; give one of them")
+        options, method = self, values.pop("method", self.method)
+        if method != self.method:
+            options = self.for_method(method)
+        if any(values.get(name) is not None for name in LENGTHS):
+            options = replace(options, epochs=None, steps=None, budget=None)
+        if values.get("backbone") is not None:
+            options = replace(options, backbone_args=None, stem=None)
+        if options.batch_size is not None and values.get("batch_size", 1) is not None:
+            batch = {name: values.pop(name, getattr(options, name)) for name in BATCH}
+            options = options.at_batch(**batch)
+        if values.get("auto_batch"):
+            values["fixed"] = tuple(settings)
+        if "method_args" in values:
+            values["method_args"] = {**options.method_args, **values["method_args"]}
+        return replace(options, **values)
 
     def with_settings(self, settings: Iterable[str]) -> Options:
         """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""

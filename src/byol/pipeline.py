@@ -24,7 +24,7 @@ from byol.data.decode import Unusable
 from byol.data.folder import NOT_AN_IMAGE
 from byol.data.labels import with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels, looked_at
-from byol.data.open import open_source
+from byol.data.open import Images, open_source
 from byol.data.source import DataError, Range, Skipped, Source, measured
 from byol.data.tiles import tiled
 from byol.export import DESCRIPTION, WEIGHTS
@@ -71,7 +71,7 @@ class Silent:
 
 
 def open_for_training(
-    data: str,
+    data: Images,
     observer: Observer,
     labels: str | None = None,
     *,
@@ -93,7 +93,7 @@ def open_for_training(
         source = source.with_range(each)
     elif value_range is not None:
         raise ValueError(
-            f"value_range is of images that are not 8-bit gray or RGB, and those of {data} are; leave it out"
+            f"value_range is of images that are not 8-bit gray or RGB, and those of {source.name} are; leave it out"
         )
     if labels is not None:
         source = with_labels(source, labels, say=observer.say)
@@ -119,20 +119,24 @@ def _check_bad(source: Source, skipped: tuple[Skipped, ...], most: float) -> Non
 
 
 def pretrain(
-    data: str,
+    data: Images,
     out: str | Path,
     options: Options | None = None,
     *,
     resume: bool = False,
     observer: Observer | None = None,
+    **settings: Any,
 ) -> Run:
     """Train on the images of `data` and write a run directory at `out`. Returns the run.
 
-    options: what to decide by hand; the rest follows from the data. resume: go on from the last checkpoint in `out`,
-    on the same data, with the settings written there; `epochs` or `steps` make it longer, see `continued`. So does a
-    run that its launcher starts again. ValueError, before anything is written, for what a person can set right.
+    data: what `open_source` opens: a folder, a file, or images in memory, [N, H, W], [N, H, W, C] or [N, C, H, W].
+    options: what to decide by hand; the rest follows from the data. settings: fields of `Options`, in place of what
+    `options` says: pretrain("folder", "run", method="vicreg", epochs=5), see `Options.changed`. resume: go on from the
+    last checkpoint in `out`, on the same data, with the settings written there; `epochs` or `steps` make it longer, see
+    `continued`. So does a run that its launcher starts again. observer: is told how it goes; a `byol.console.Terminal`
+    shows it. ValueError, before anything is written, for what a person can set right.
     """
-    options = (options or Options()).checked()
+    options = (options or Options()).changed(settings).checked()
     directory = Path(out)
     if launched()[0] > 1:
         cluster.fabric(device_of(options), timeout=options.timeout)  # the processes meet
@@ -158,19 +162,21 @@ def pretrain(
         raise ended if done is None else Interrupted(f"{ended}; {done}", ended.number)
 
 
-def _pretrain(data: str, directory: Path, options: Options, resume: bool, observer: Observer, held: ExitStack) -> Run:
+def _pretrain(
+    data: Images, directory: Path, options: Options, resume: bool, observer: Observer, held: ExitStack
+) -> Run:
     resumed = together(lambda: Run.read(directory / RUN)) if resume else None
     how = how_to_open(options if resumed is None else resumed)
     max_bad = options.max_bad if resumed is None else resumed.max_bad
     source, pixels = together(lambda: open_for_training(data, observer, **how, max_bad=max_bad))
-    _check_alike(data, source)
+    _check_alike(source)
     begin: Path | None = None
     asked = options
     if resumed is not None:
         found = together(lambda: checkpoint.newest_whole(directory / CHECKPOINTS) if rank() == 0 else (None, []))
         begin = agreed(found[0])
         step = 0 if begin is None else checkpoint.step_of(begin)
-        run = agreed(together(lambda: _continued(data, directory, resumed, options, source, step)))
+        run = agreed(together(lambda: _continued(directory, resumed, options, source, step)))
         for aside in agreed(together(lambda: [checkpoint.set_aside(path) for path in found[1]])):
             observer.say(f"{aside}: a checkpoint that is damaged; going on from the one before it")
     else:
@@ -228,9 +234,10 @@ def _held(directory: Path, observer: Observer) -> AbstractContextManager[None]:
     return only_one(directory, "another run", observer.say) if rank() == 0 else nullcontext()
 
 
-def _check_place(data: str, directory: Path, resume: bool) -> None:
+def _check_place(data: Images, directory: Path, resume: bool) -> None:
     """ValueError where a run cannot begin, or go on, in a directory."""
-    if Path(data).is_dir() and directory.resolve().is_relative_to(Path(data).resolve()):
+    place = None if isinstance(data, np.ndarray) else Path(data)
+    if place is not None and place.is_dir() and directory.resolve().is_relative_to(place.resolve()):
         raise ValueError(f"{directory} lies inside {data}, where all files count as data; choose an --out elsewhere")
     if resume and not (directory / RUN).is_file():
         raise ValueError(f"{directory} holds no {RUN} to resume from; leave out --resume to start a run there")
@@ -241,14 +248,14 @@ def _check_place(data: str, directory: Path, resume: bool) -> None:
         raise ValueError(f"{there} cannot be written to; choose another --out, or allow it")
 
 
-def _continued(data: str, directory: Path, run: Run, options: Options, source: Source, step: int) -> Run:
+def _continued(directory: Path, run: Run, options: Options, source: Source, step: int) -> Run:
     """The run that goes on after `step` steps: as it was, or with more of them. ValueError where the data or what the
     options ask for is not what it was."""
     changed = manifest.changes(directory, source, run)
     if changed is not None:
         raise ValueError(
-            f"{data} is not what this run began with ({run.data}): {changed}; put that back, or start a new run with "
-            "another --out"
+            f"{source.name} is not what this run began with ({run.data}): {changed}; put that back, or start a new run "
+            "with another --out"
         )
     return continued(run, options, step)
 
@@ -271,14 +278,14 @@ def _write_start(directory: Path, run: Run, source: Source, lines: list[tuple[st
         manifest.write(directory, source)
 
 
-def _check_alike(data: str, source: Source) -> None:
+def _check_alike(source: Source) -> None:
     """ValueError where the processes of a run do not find the same data."""
     first = agreed((source.fingerprint, len(source)))
 
     def check() -> None:
         if first != (source.fingerprint, len(source)):
             raise ValueError(
-                f"{data} has {len(source):,} images here, not the {first[1]:,} that the first process found"
+                f"{source.name} has {len(source):,} images here, not the {first[1]:,} that the first process found"
             )
 
     together(check)

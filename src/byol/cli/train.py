@@ -166,14 +166,10 @@ def pretrain(
         fail(f"{out} exists already; choose another --out{hint}")
     from byol.console import Terminal, stderr
     from byol.pipeline import facts_for_json
-    from byol.pipeline import pretrain as run_pretrain
-    from byol.report import Watching
+    from byol.report import pretrain as run_pretrain
 
     with Terminal() as terminal:
-        watching = Watching(out, terminal)
-        run = run_pretrain(data, out, options, resume=resume, observer=watching)
-        if report:
-            watching.done()
+        run = run_pretrain(data, out, options, resume=resume, report=report, observer=terminal)
     if launched_rank() > 0:
         return
     if as_json:
