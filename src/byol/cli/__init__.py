@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from byol.cli.classify import classify
 from byol.cli.listing import list_names
 from byol.cli.measure import ablate, compare, evaluate
 from byol.cli.shared import app, fail
@@ -17,7 +18,7 @@ from byol.launch import is_first_here, launched, launched_rank
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
 
-for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, embed):
+for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, embed, classify):
     app.command()(_command)
 app.command("list")(list_names)
 
