@@ -237,6 +237,7 @@ def predict(
         "images": int(predicted.sum()),
         "answered": int(answered.sum()),
         "mean_probability": _mean(confidence),
+        "warnings": _harder(learned.crossed.probabilities.max(axis=1), confidence),
         "labelled": int(known.sum()),
         "unusable": len(unusable),
         "unusable_first": [[name, reason] for _, name, reason in unusable[:REASONS]],
@@ -244,14 +245,8 @@ def predict(
         "decided": dict(zip(classes, answered.tolist(), strict=True)),
     }
     beside = {"summary": out.with_suffix(".json"), "picture": out.with_suffix(".png")}
-    warnings = _warnings(learned.crossed.probabilities.max(axis=1), confidence)
-    found = {
-        **learned.found,
-        "new_images": new,
-        "warnings": warnings,
-        "out": str(out),
-        **{k: str(path) for k, path in beside.items()},
-    }
+    paths = {name: str(path) for name, path in beside.items()}
+    found = {**learned.found, "new_images": new, "out": str(out), **paths}
     write_json(beside["summary"], found)
     _draw(learned, beside["picture"])
     return found
@@ -343,8 +338,8 @@ def _suggested(run_directory: Path, labelled: Source) -> list[str]:
     if not count:
         return []
     return [
-        f"{count:,} of the labelled images were named by --suggest: typical ones, easier than most, so that accuracy and "
-        "calibration come out too good; for numbers to rely on, label images picked at random"
+        f"{count:,} of the labelled images were named by --suggest: typical ones, easier than most, so that accuracy "
+        "and calibration come out too good; for numbers to rely on, label images picked at random"
     ]
 
 
@@ -354,8 +349,8 @@ def _harder(labelled: np.ndarray, new: np.ndarray) -> list[str]:
         return []
     return [
         f"the new images are harder than the labelled ones: mean probability {new.mean():.3f} against "
-        f"{labelled.mean():.3f} out of fold; expect a lower accuracy on them than the cross-validated one, and no promise"
-        " to be kept; label some of them, picked at random"
+        f"{labelled.mean():.3f} out of fold; expect a lower accuracy on them than the cross-validated one, and no "
+        "promise to be kept; label some of them, picked at random"
     ]
 
 

@@ -294,7 +294,7 @@ def predicted_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{new['images']:,} new images: {new['answered']:,} answered, {new['images'] - new['answered']:,} unsure."]
     if new["images"]:
         lines[0] += f" Their mean probability is {new['mean_probability']:.3f}: the accuracy of all, if it is right."
-    lines += [f"Mind that {warning}." for warning in found["warnings"] if "--suggest" not in warning]
+    lines += [f"Mind that {warning}." for warning in new["warnings"]]
     decided = sorted(new["decided"].items(), key=lambda each: -each[1])
     more = f" and {len(decided) - 12} classes more" if len(decided) > 12 else ""
     if new["answered"]:

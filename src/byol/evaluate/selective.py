@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 SIZES = 100
 """Thresholds that are tried, at most: of 1 %, 2 %, ... of the images answered."""
 
-HALVINGS = 30
+HALVINGS = 20
 """Of the interval in which a level is looked for."""
 
 
@@ -35,13 +35,15 @@ def promised_threshold(confidence: np.ndarray, right: np.ndarray, error_rate: fl
     """
     check_rate(error_rate)
     order = np.argsort(-confidence, kind="stable")
-    ordered, wrong = np.append(confidence[order], -np.inf), np.cumsum(~right[order])
-    sizes = _sizes(len(order))
-    for size, most in zip(sizes[::-1], boundary(sizes, error_rate)[::-1], strict=True):
-        # Equal confidences are answered together or not at all.
-        if wrong[size - 1] <= most and ordered[size] < ordered[size - 1]:
-            return 0.0 if size == len(order) else float(np.nextafter(ordered[size], np.inf))
-    return None
+    ordered, wrong, sizes = np.append(confidence[order], -np.inf), np.cumsum(~right[order]), _sizes(len(order))
+    # Equal confidences are answered together or not at all. Between two sizes what may be wrong is as at the first:
+    # who passes there passes at the first too.
+    ends = np.flatnonzero(ordered[1:] < ordered[:-1]) + 1
+    most = np.append(boundary(sizes, error_rate), -1)[np.searchsorted(sizes, ends, side="right") - 1]
+    passing = ends[wrong[ends - 1] <= most]
+    if not len(passing):
+        return None
+    return 0.0 if passing[-1] == len(order) else float(np.nextafter(ordered[passing[-1]], np.inf))
 
 
 def boundary(sizes: np.ndarray, error_rate: float, failure: float = 1 - CONFIDENCE) -> np.ndarray:
