@@ -53,6 +53,10 @@ HARDER = 0.01
 """Below this p-value of Mann and Whitney's test it is said that the new images are harder than the labelled ones."""
 
 
+MANY_SUGGESTED = 0.1
+"""Share of the labelled images from which on it is said that --suggest named them: of random ones it names some too."""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A backbone, labelled images of two classes and more (numbered by source.classes), and images to classify.
@@ -335,7 +339,7 @@ def _suggested(run_directory: Path, labelled: Source) -> list[str]:
             with table.open(encoding="utf-8", errors="replace", newline="") as file:
                 names.update(row[0] for row in csv.reader(file) if row)
     count = sum(labelled.name_of(i) in names for i in labelled.ids.tolist())
-    if not count:
+    if count < MANY_SUGGESTED * len(labelled):
         return []
     return [
         f"{count:,} of the labelled images were named by --suggest: typical ones, easier than most, so that accuracy "
