@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -242,6 +243,73 @@ def _score(numbers: dict[str, Any]) -> str:
 def _gain(difference: dict[str, Any]) -> str:
     low, high = difference["interval_95"]
     return f"{difference['difference']:+.3f}±{(high - low) / 2:.3f}"
+
+
+def learned_lines(found: dict[str, Any]) -> list[str]:
+    """What `byol classify` says before it classifies: how good it is, what its probabilities are worth, from which on
+    it answers."""
+    beside = [f"the largest class alone {found['majority']:.3f}"]
+    if found["raw_pixels"] is not None:
+        beside.insert(0, f"raw pixels {_with_interval(found['raw_pixels'])}")
+    about = (
+        f"on {found['held_out_images']:,} labelled images of {len(found['classes'])} classes, {found['folds']} folds"
+    )
+    about += "" if found["groups"] is None else f" of {found['groups']:,} groups"
+    lines = [f"Cross-validated accuracy {_with_interval(found)} {about}; {', '.join(beside)}."]
+    if found["skewed"]:
+        lines.append(f"The classes are of unequal size: mean over classes {found['balanced_accuracy']:.3f}.")
+    before, after = found["calibration"]["before"], found["calibration"]["after"]
+    named = {"expected_calibration_error": "calibration error", "log_loss": "log loss", "brier_score": "Brier score"}
+    numbers = ", ".join(f"{name} {after[key]:.3f} (without {before[key]:.3f})" for key, name in named.items())
+    lines.append(f"Temperature {found['temperature']:.2f}; out of fold, with temperatures: {numbers}.")
+    lines.append(_threshold_line(found["threshold"]))
+    return lines + [f"Mind that {warning}." for warning in found["warnings"]]
+
+
+def _with_interval(found: dict[str, Any]) -> str:
+    low, high = found["interval_95"]
+    return f"{found['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _threshold_line(chosen: dict[str, Any]) -> str:
+    seen = f"{chosen['answered']:,} of the labelled images, of which out of fold {chosen['wrong']:,} were wrong"
+    line = f"Answers from probability {chosen['value']:.3f} on: {seen}"
+    if chosen["by"] == "hand":
+        low, high = chosen["error_interval_95"]
+        return f"{line} (95 % interval of the error {low:.3f} to {high:.3f})."
+    if chosen["by"] == "promise":
+        return (
+            f"{line}; with {chosen['confidence']:.0%} confidence at most {chosen['error_rate']:.1%} of the answers "
+            "are wrong, on images like the labelled ones."
+        )
+    few = chosen["chosen_on"] < chosen["fewest"]
+    why = f"{chosen['fewest']} labels, all right, are the fewest" if few else "too many of the surest are wrong"
+    return (
+        f"{line}. No threshold can promise at most {chosen['error_rate']:.1%} wrong answers here ({why}): this one "
+        "keeps to it if the probabilities are right. Label more, or give a larger --error-rate."
+    )
+
+
+def predicted_lines(found: dict[str, Any]) -> list[str]:
+    """What `byol classify` found in the new images."""
+    new = found["new_images"]
+    lines = [f"{new['images']:,} new images: {new['answered']:,} answered, {new['images'] - new['answered']:,} unsure."]
+    if new["images"]:
+        lines[0] += f" Their mean probability is {new['mean_probability']:.3f}: the accuracy of all, if it is right."
+    lines += [f"Mind that {warning}." for warning in new["warnings"]]
+    decided = sorted(new["decided"].items(), key=lambda each: -each[1])
+    more = f" and {len(decided) - 12} classes more" if len(decided) > 12 else ""
+    if new["answered"]:
+        lines.append("Answered: " + ", ".join(f"{name} {count:,}" for name, count in decided[:12]) + f"{more}.")
+    if new["labelled"]:
+        lines.append(f"{new['labelled']:,} of the images are labelled ones: predicted too, marked, and not counted.")
+    if new["unusable"]:
+        name, reason = new["unusable_first"][0]
+        lines.append(f"{new['unusable']:,} images cannot be read, the first {name} ({reason}).")
+    return [
+        *lines,
+        f"Written to {found['out']}; beside it {Path(found['summary']).name}, {Path(found['picture']).name}.",
+    ]
 
 
 def comparison_table(title: str, heads: dict[str, str], rows: list[tuple[str, dict[str, str]]]) -> Table:

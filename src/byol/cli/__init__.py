@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from byol.cli.classify import classify
 from byol.cli.export import export
 from byol.cli.importing import import_weights
 from byol.cli.listing import list_names
@@ -20,7 +21,7 @@ from byol.launch import is_first_here, launched, launched_rank
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
 
-for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed, explore, export):
+for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed, explore, export, classify):
     app.command()(_command)
 app.command("import")(import_weights)
 app.command("list")(list_names)
