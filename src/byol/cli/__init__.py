@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
 
+from byol.cli.help import Command
 from byol.cli.listing import list_names
 from byol.cli.measure import ablate, compare, evaluate
 from byol.cli.shared import app, fail
@@ -17,9 +19,17 @@ from byol.launch import is_first_here, launched, launched_rank
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
 
-for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, embed):
-    app.command()(_command)
-app.command("list")(list_names)
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Train": {"demo": demo, "pretrain": pretrain, "estimate": estimate, "views": views},
+    "Measure": {"evaluate": evaluate, "compare": compare, "ablate": ablate},
+    "Use": {"embed": embed},
+    "Look up": {"list": list_names},
+}
+"""Section of the help -> name of the command -> what it does."""
+
+for _section, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, cls=Command, rich_help_panel=_section)(_command)
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from byol.launch import launched_rank
 def embed(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Directory of the Parquet files.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Directory of the Parquet files.", show_default=False)
+    ],
     part: Annotated[Part, typer.Option(help="Of data that have a training and a test part.")] = Part.all,
     tile: Tile = None,
     rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 8192,
@@ -22,7 +24,12 @@ def embed(
     device: ComputeDevice = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the backbone's features of every image to Parquet files. The same command goes on where it stopped."""
+    """Write the backbone's features of every image to Parquet files. The same command goes on where it stopped.
+
+    Examples:
+        byol embed run photos --out features
+        byol embed run photos --out features --part test --json
+    """
     if not (run / "backbone.json").is_file():
         fail(f"{run} holds no backbone.json; is it the --out of a finished pretrain?")
     must_exist(data)
