@@ -48,9 +48,10 @@ TRIAL_SECONDS = 1.0
 
 
 class Observer(Protocol):
-    """Who is told what happens while it happens."""
+    """Who is told what happens while it happens. warn: what a person should read, even one who wants to see little."""
 
     def say(self, line: str) -> None: ...
+    def warn(self, line: str) -> None: ...
     def loading(self, done: int, total: int) -> None: ...
     def working(self, what: str, done: int, total: int) -> None: ...
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
@@ -61,6 +62,9 @@ class Silent:
     """An observer for programs."""
 
     def say(self, line: str) -> None: ...
+    def warn(self, line: str) -> None:
+        self.say(line)
+
     def loading(self, done: int, total: int) -> None: ...
     def working(self, what: str, done: int, total: int) -> None: ...
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
@@ -93,7 +97,7 @@ def open_for_training(
             f"value_range is of images that are not 8-bit gray or RGB, and those of {data} are; leave it out"
         )
     if labels is not None:
-        source = with_labels(source, labels, say=observer.say)
+        source = with_labels(source, labels, say=observer.warn)
     if tile:
         source = tiled(source, tile)
     _check_bad(source, source.skipped, max_bad)
@@ -169,7 +173,7 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
         step = 0 if begin is None else checkpoint.step_of(begin)
         run = agreed(together(lambda: _continued(data, directory, resumed, options, source, step)))
         for aside in agreed(together(lambda: [checkpoint.set_aside(path) for path in found[1]])):
-            observer.say(f"{aside}: a checkpoint that is damaged; going on from the one before it")
+            observer.warn(f"{aside}: a checkpoint that is damaged; going on from the one before it")
     else:
         if options.auto_batch:
             options = largest_batch(options, source, pixels, observer.say)
@@ -191,7 +195,7 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
         together(lambda: held.enter_context(_held(directory, observer)))
         together(lambda: _check_place(data, directory, resume))  # another run may have been quicker
     together(lambda: _write_start(directory, run, source, lines))
-    training.fit(observer.progress, begin=begin, budget=budget, say=observer.say)
+    training.fit(observer.progress, begin=begin, budget=budget, say=observer.warn)
     if training.run.replan is not None and budget is not None and rank() == 0:
         begun, first = training.run.replan
         again = f"--steps {training.run.total_steps} --set replan={begun},{first}"
@@ -221,7 +225,7 @@ def _planned(asked: Options, options: Options, steps: int | None, source: Source
 
 def _held(directory: Path, observer: Observer) -> AbstractContextManager[None]:
     """The directory is this run's, in all its processes, until it ends. ValueError where it is another's."""
-    return only_one(directory, "another run", observer.say) if rank() == 0 else nullcontext()
+    return only_one(directory, "another run", observer.warn) if rank() == 0 else nullcontext()
 
 
 def _check_place(data: str, directory: Path, resume: bool) -> None:

@@ -55,8 +55,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="FILE.csv|AMOUNT",
-            help="A file that names each image's label; or, for semi, how many labels: 1%,10% or a number per class, or "
-            "a .txt list of images. May be repeated.",
+            help="A file that names each image's label; or, for semi, how many labels: 1%,10% or a number per class, "
+            "or a .txt list of images. May be repeated.",
         ),
     ] = None,
     groups: Annotated[
