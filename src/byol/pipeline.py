@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from byol import checkpoint, cluster, pictures
 from byol.capacity import largest_batch
+from byol.dashboard import Dashboard, check_login, check_project
 from byol.data import manifest
 from byol.data.decode import Unusable
 from byol.data.folder import NOT_AN_IMAGE
@@ -37,6 +38,7 @@ from byol.networks import refusal
 from byol.options import Options
 from byol.parallel import agreed, everywhere, lost, rank, together, world_size
 from byol.plan import chosen_views, continued, device_of, image_size, plan
+from byol.repeat import Repeat
 from byol.run import RUN, Run
 from byol.signals import Asked, at_once, ignored
 from byol.train import CHECKPOINTS, Budget, Interrupted, Training
@@ -125,13 +127,17 @@ def pretrain(
     options: Options | None = None,
     *,
     resume: bool = False,
+    repeat: Repeat | None = None,
+    wandb: str | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Train on the images of `data` and write a run directory at `out`. Returns the run.
 
     options: what to decide by hand; the rest follows from the data. resume: go on from the last checkpoint in `out`,
     on the same data, with the settings written there; `epochs` or `steps` make it longer, see `continued`. So does a
-    run that its launcher starts again. ValueError, before anything is written, for what a person can set right.
+    run that its launcher starts again. repeat: the run that `options` are of; on other data than its own it is begun
+    only where it says so, and what differs from it is told. wandb: a project of W&B, or ENTITY/PROJECT, that gets the
+    numbers too. ValueError, before anything is written, for what a person can set right.
     """
     options = (options or Options()).checked()
     directory = Path(out)
@@ -142,9 +148,12 @@ def pretrain(
     with at_once(), ExitStack() as held:
         try:
             together(lambda: _check_place(data, directory, resume))
+            if wandb is not None:
+                check_project(wandb)
+                together(lambda: check_login() if rank() == 0 else None)
             if resume:
                 together(lambda: held.enter_context(_held(directory, observer)))
-            return _pretrain(data, directory, options, resume, observer, held)
+            return _pretrain(data, directory, options, resume, repeat, wandb, observer, held)
         except Asked as asked:
             if rank() > 0:
                 raise SystemExit(128 + asked.number) from None
@@ -159,14 +168,23 @@ def pretrain(
         raise ended if done is None else Interrupted(f"{ended}; {done}", ended.number)
 
 
-def _pretrain(data: str, directory: Path, options: Options, resume: bool, observer: Observer, held: ExitStack) -> Run:
+def _pretrain(
+    data: str,
+    directory: Path,
+    options: Options,
+    resume: bool,
+    repeat: Repeat | None,
+    wandb: str | None,
+    observer: Observer,
+    held: ExitStack,
+) -> Run:
     resumed = together(lambda: Run.read(directory / RUN)) if resume else None
     how = how_to_open(options if resumed is None else resumed)
     max_bad = options.max_bad if resumed is None else resumed.max_bad
     source, pixels = together(lambda: open_for_training(data, observer, **how, max_bad=max_bad))
     _check_alike(data, source)
     begin: Path | None = None
-    asked = options
+    asked = options if repeat is None or not repeat.exactly else repeat.asked()
     if resumed is not None:
         found = together(lambda: checkpoint.newest_whole(directory / CHECKPOINTS) if rank() == 0 else (None, []))
         begin = agreed(found[0])
@@ -175,6 +193,8 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
         for aside in agreed(together(lambda: [checkpoint.set_aside(path) for path in found[1]])):
             observer.warn(f"{aside}: a checkpoint that is damaged; going on from the one before it")
     else:
+        if repeat is not None and not repeat.elsewhere:
+            together(lambda: _check_same(data, source, repeat))
         if options.auto_batch:
             options = largest_batch(options, source, pixels, observer.say)
         # A budget of time becomes steps once the rate is known; until then one a second stands for them.
@@ -191,11 +211,15 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
         training, _ = ready(run, source, pixels, directory, 0.0)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
+    if repeat is not None:
+        for line in repeat.differs(run) or [f"nothing differs from {repeat.path}"]:
+            observer.say(line)
     if not resume:
         together(lambda: held.enter_context(_held(directory, observer)))
         together(lambda: _check_place(data, directory, resume))  # another run may have been quicker
     together(lambda: _write_start(directory, run, source, lines))
-    training.fit(observer.progress, begin=begin, budget=budget, say=observer.warn)
+    board = together(lambda: Dashboard(wandb, directory, run, observer.warn) if wandb and rank() == 0 else None)
+    training.fit(observer.progress, begin=begin, budget=budget, say=observer.warn, dashboard=board)
     if training.run.replan is not None and budget is not None and rank() == 0:
         begun, first = training.run.replan
         again = f"--steps {training.run.total_steps} --set replan={begun},{first}"
@@ -251,6 +275,16 @@ def _continued(data: str, directory: Path, run: Run, options: Options, source: S
             "another --out"
         )
     return continued(run, options, step)
+
+
+def _check_same(data: str, source: Source, repeat: Repeat) -> None:
+    """ValueError where the data are not those of a run that is to be repeated on them."""
+    changed = manifest.changes(repeat.path.parent, source, repeat.run)
+    if changed is not None:
+        raise ValueError(
+            f"{data} is not what the run of {repeat.path} was trained on: {changed}; put that back, or name DATA to "
+            "train on what there is"
+        )
 
 
 def _write_start(directory: Path, run: Run, source: Source, lines: list[tuple[str, str]]) -> None:

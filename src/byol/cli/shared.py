@@ -143,8 +143,10 @@ def check_method(name: str) -> None:
         fail(str(error))
 
 
-def options_of(method: str | None, recipe: str | None, settings: list[str] | None, **given: Any) -> Any:
-    """The recipe's options, with what was given on the command line in place of its own."""
+def options_of(
+    method: str | None, recipe: str | None, settings: list[str] | None, start: Any = None, **given: Any
+) -> Any:
+    """The recipe's options, or those to start from, with what was given on the command line in place of their own."""
     from byol.experiments import RECIPES
     from byol.options import BATCH, Options
 
@@ -152,7 +154,9 @@ def options_of(method: str | None, recipe: str | None, settings: list[str] | Non
         fail(names.unknown("recipe", recipe, RECIPES))
     if method is not None:
         check_method(method)
-    options = RECIPES[recipe]() if recipe else Options(method=method or "byol")
+    options = start or (RECIPES[recipe]() if recipe else Options(method=method or "byol"))
+    if start is not None and method not in (None, start.method):
+        options = start.for_method(str(method))
     if method not in (None, options.method):
         fail(f"{recipe} is a recipe of {options.method}; leave out --method {method}")
     given = {name: value for name, value in given.items() if value is not None}
@@ -168,7 +172,7 @@ def options_of(method: str | None, recipe: str | None, settings: list[str] | Non
     # How long to train, said here, replaces how long the recipe says; so does the backbone, with all its structure.
     lengths: dict[str, Any] = {name: given.get(name) for name in ("epochs", "steps", "budget")}
     if any(value is not None for value in lengths.values()):
-        options = replace(options, **lengths)
+        options = replace(options, **lengths, extended=(), replan=None)
     if given.get("backbone") is not None:
         options = replace(options, backbone_args=None, stem=None)
     if given.get("auto_batch"):
@@ -176,6 +180,22 @@ def options_of(method: str | None, recipe: str | None, settings: list[str] | Non
             fail("--auto-batch and a batch size each say how large batches are; give one of them")
         options = replace(options, fixed=(*given, *(s.partition("=")[0] for s in settings or ())))
     return options.with_settings(s for s in settings or () if s not in batch).checked()
+
+
+def repeat_of(config: Path, method: str | None, *, exactly: bool, elsewhere: bool) -> Any:
+    """The run of a run.json, or of the directory that holds one, to be done again."""
+    from byol.repeat import Repeat, check_trusted
+    from byol.run import RUN, Run
+
+    path = config / RUN if config.is_dir() else config
+    if not path.is_file():
+        fail(f"{path} does not exist; give the {RUN} of a run, or its directory")
+    run = Run.read(path)
+    if method is None or method == run.method:
+        check_trusted(run, method)
+    else:
+        exactly = False
+    return Repeat(path, run, exactly=exactly, elsewhere=elsewhere)
 
 
 def must_exist(data: str) -> None:

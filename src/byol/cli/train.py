@@ -34,6 +34,7 @@ from byol.cli.shared import (
     must_exist,
     options_of,
     print_json,
+    repeat_of,
     seconds_of,
     taken,
 )
@@ -160,36 +161,47 @@ def pretrain(
     if replay is not None:
         _replay(*replay, data or None, method, as_json)
         return
-    if not data or out is None:
+    if out is None or not (data or config):
         fail("DATA and --out are needed: what to train on, and the directory to write the run into")
     typed = [name for name in context.params if _is_typed(context, name)]
-    options = options_of(
-        method,
-        recipe,
-        settings,
-        backbone=backbone,
-        epochs=epochs,
-        steps=steps,
-        budget=None if budget is None else seconds_of(budget),
-        batch_size=batch_size,
-        auto_batch=auto_batch or None,
-        accumulate=None if accumulate == 1 else accumulate,
-        image_size=image_size,
-        channels=channels,
-        base_lr=base_lr,
-        seed=seed,
-        workers=workers,
-        precision=None if precision is None else precision.value,
-        device=None if device is None else device.value,
-        init=init,
-        labels=labels,
-        tile=tile,
-        hold_out=hold_out,
-        stop_on_collapse=stop_on_collapse,
-        keep=keep,
-        max_bad=max_bad,
-    )
+    given = {
+        "backbone": backbone,
+        "epochs": epochs,
+        "steps": steps,
+        "budget": None if budget is None else seconds_of(budget),
+        "batch_size": batch_size,
+        "auto_batch": auto_batch,
+        "accumulate": accumulate,
+        "image_size": image_size,
+        "channels": channels,
+        "base_lr": base_lr,
+        "seed": seed,
+        "workers": workers,
+        "precision": None if precision is None else precision.value,
+        "device": None if device is None else device.value,
+        "init": init,
+        "labels": labels,
+        "tile": tile,
+        "hold_out": hold_out,
+        "stop_on_collapse": stop_on_collapse,
+        "keep": keep,
+        "max_bad": max_bad,
+    }
+    given = {name: value for name, value in given.items() if name in typed}
+    repeat = None
+    if config is not None:
+        if recipe is not None:
+            fail("--config and --recipe each say what to start from; give one of them")
+        repeat = repeat_of(config, method, exactly=not (given or settings or data), elsewhere=bool(data))
+        options = options_of(method, None, settings, start=repeat.options(), **given)
+        data = data or repeat.run.data
+    else:
+        options = options_of(method, recipe, settings, **given)
     options = replace(options, fixed=(*typed, *(setting.partition("=")[0] for setting in settings or ())))
+    if wandb is not None:
+        from byol.dashboard import check_project
+
+        check_project(wandb)
     must_exist(data)
     resume = resume or (restarted() and (out / "run.json").is_file())
     if resume and not (out / "run.json").is_file():
@@ -202,11 +214,11 @@ def pretrain(
     from byol.pipeline import pretrain as run_pretrain
 
     with Terminal() as terminal:
-        run = run_pretrain(data, out, options, resume=resume, observer=terminal)
+        run = run_pretrain(data, out, options, resume=resume, repeat=repeat, wandb=wandb, observer=terminal)
     if launched_rank() > 0:
         return
     if as_json:
-        print_json(facts_for_json(run, out))
+        print_json(facts_for_json(run, out) | ({} if repeat is None else {"differs": repeat.differs(run)}))
     else:
         stderr.print(f"The backbone is {out}/backbone.safetensors; `byol evaluate {out} LABELLED` says how good it is.")
 
