@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import shlex
 import subprocess
 import sys
@@ -152,14 +151,13 @@ TINY = ("--steps", "2", "--batch-size", "8", "--backbone", "resnet18", "--set", 
 TINY += ("--set", "backbone_args={'layers': [1, 1, 1, 1], 'channels': [8, 8, 8, 8]}", "--precision", "32")
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
-def test_quiet_says_nothing_but_the_result(run, small, tmp_path, before):
-    arguments = ("pretrain", small, "--out", tmp_path / "run", *TINY, "--json")
-    code, stdout, stderr = run("--quiet", *arguments) if before else run(*arguments, "-q")
+def test_quiet_says_nothing_but_the_result(run, small, tmp_path):
+    code, stdout, stderr = run("pretrain", small, "--out", tmp_path / "run", *TINY, "--json", "-q")
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)["steps"] == 2
     assert not is_quiet()
-    code, stdout, stderr = run("evaluate", tmp_path / "run", small, "--protocol", "knn", "--no-cache", "-q", "--json")
+    asked = ("--protocol", "knn", "--baseline", "none", "--no-cache", "--json")
+    code, stdout, stderr = run("-q", "evaluate", tmp_path / "run", small, *asked)
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)["rows"][0]["protocol"] == "knn"
     code, stdout, stderr = run("pretrain", small, "--out", tmp_path / "run", "-q")
@@ -172,7 +170,7 @@ def test_quiet_keeps_warnings(run, small, tmp_path):
     asked = ("--labels", tmp_path / "labels.csv", "-q", "--json")
     code, _, stderr = run("pretrain", small, "--out", tmp_path / "run", *TINY, *asked)
     assert code == 0
-    assert stderr.splitlines() == [f"10 of 60 images of {small} have no label in labels.csv"]
+    assert stderr.splitlines() == [f"10 of 60 images of {small} have no label in {tmp_path}/labels.csv"]
 
 
 def test_quiet_holds_in_processes_and_ends_with_its_command(monkeypatch):
@@ -193,67 +191,55 @@ def test_views_are_told_as_json(run, small, tmp_path):
     assert json.loads(stdout) == {"picture": str(tmp_path / "views.png")}
 
 
-SHOW = """
-from byol.console import Terminal, grid, stderr, stdout
-with Terminal() as terminal:
-    terminal.say("a line of more than forty columns that is not broken: /a/[bold]name")
-    terminal.working("runs", 1, 2)
-    terminal.working("runs", 2, 2)
-stderr.print(grid([("name", "value")]))
-stdout.print("done")
-"""
+CASES = {
+    "pipe": ({}, False),
+    "pipe, CI": ({"CI": "true"}, False),
+    "pipe, dumb": ({"TERM": "dumb"}, False),
+    "pipe, forced": ({"FORCE_COLOR": "1"}, False),
+    "terminal": ({}, True),
+    "terminal, no colour": ({"NO_COLOR": "1"}, True),
+    "terminal, dumb": ({"TERM": "dumb"}, True),
+    "terminal, quiet": ({"BYOL_QUIET": "1"}, True),
+}
 
 
-def piped(**environment):
-    found = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, env=_environment(environment), check=True)
-    return found.stdout.decode(), found.stderr.decode()
+@pytest.fixture(scope="module")
+def shown():
+    """Case -> what is shown there; see shown.py."""
+    import shown
+
+    asked = [sys.executable, shown.__file__, json.dumps(list(CASES.values()))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run(asked, capture_output=True, text=True, check=True, env=environment)
+    return dict(zip(CASES, json.loads(found.stdout), strict=True))
 
 
-def on_a_terminal(**environment):
-    """All that a program writes to a terminal of 40 columns."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=_environment(environment)
-    )
-    os.close(theirs)
-    said = b""
-    try:
-        while found := os.read(ours, 65536):
-            said += found
-    except OSError:  # how Linux says that the other side is closed
-        pass
-    os.close(ours)
-    assert process.wait() == 0
-    return said.decode()
-
-
-def _environment(changes):
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "CI", "BYOL_QUIET")}
-    return {**kept, "TERM": "xterm-256color", "COLUMNS": "40", "PYTHONPATH": os.pathsep.join(sys.path), **changes}
-
-
-@pytest.mark.parametrize("environment", [{}, {"CI": "true"}, {"TERM": "dumb"}], ids=str)
-def test_a_pipe_gets_whole_lines_without_colours_or_bars(environment):
-    stdout, stderr = piped(**environment)
+@pytest.mark.parametrize("case", ["pipe", "pipe, CI", "pipe, dumb"])
+def test_a_pipe_gets_whole_lines_without_colours_or_bars(shown, case):
+    stdout, stderr = shown[case]
     assert stdout == "done\n"
     assert "\x1b" not in stderr and "\r" not in stderr
     assert stderr.splitlines()[0].endswith("not broken: /a/[bold]name")
     assert stderr.splitlines()[1].split() == ["name", "value"] and len(stderr.splitlines()) == 2
 
 
-def test_colours_may_be_forced_into_a_pipe_and_bars_stay_out():
-    _, stderr = piped(FORCE_COLOR="1")
+def test_colours_may_be_forced_into_a_pipe_and_bars_stay_out(shown):
+    _, stderr = shown["pipe, forced"]
     assert "\x1b[2m" in stderr and "\x1b[?25l" not in stderr and "\r" not in stderr
 
 
-def test_a_terminal_has_colours_and_a_bar():
-    said = on_a_terminal()
+def test_a_terminal_has_colours_and_a_bar(shown):
+    said, _ = shown["terminal"]
     assert "\x1b[38" in said or "\x1b[3" in said
     assert "2/2" in said and "\x1b[?25h" in said  # the cursor is back
 
 
-@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
-def test_a_terminal_that_wants_no_colours_has_none(environment):
-    said = on_a_terminal(**environment)
-    assert not any(f"\x1b[{code}" in said for code in ("31", "32", "33", "35", "36", "38", "1;3"))
-    assert "dumb" not in environment.values() or "\x1b" not in said
+def test_a_terminal_that_wants_no_colours_has_none(shown):
+    said, _ = shown["terminal, no colour"]
+    assert "2/2" in said
+    assert not any(f"\x1b[{code}" in said for code in ("31", "32", "33", "34", "35", "36", "38", "1;3"))
+    assert "\x1b" not in shown["terminal, dumb"][0] and "done" in shown["terminal, dumb"][0]
+
+
+def test_a_terminal_where_only_warnings_are_wanted_shows_the_result_alone(shown):
+    assert shown["terminal, quiet"][0] == "done\r\n"

@@ -35,7 +35,8 @@ class Repeat:
     def options(self) -> Options:
         """What to start from. ValueError, in one line, where the file does not say it."""
         try:
-            return pinned(self.run) if self.exactly else decided(self.run)
+            whole = pinned(self.run)  # says what is damaged, also where it is not needed
+            return whole if self.exactly else decided(self.run)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
@@ -45,7 +46,7 @@ class Repeat:
 
     def asked(self) -> Options:
         """What its own run.json says was decided by hand."""
-        return Options.of(self.run.options)
+        return replace(Options.of(self.run.options), fixed=tuple(self.run.options))
 
 
 def check_trusted(run: Run, method: str | None) -> None:
@@ -70,13 +71,16 @@ def decided(run: Run) -> Options:
         own["method_args"] = {name: run.method_args.get(name, value) for name, value in asked.method_args.items()}
     if asked.warmup_epochs is not None:
         own.pop("warmup_steps", None)
-    again: dict[str, Any] = {"extended": run.extended, "replan": run.replan}
+    again: dict[str, Any] = {"method": run.method, "extended": run.extended, "replan": run.replan}
     return replace(asked, **{**again, **own, "budget": None, "auto_batch": False})
 
 
 def pinned(run: Run) -> Options:
     """Options that leave nothing to the rules of docs/defaults.md."""
-    views = tuple(View(**fields) for fields in run.views)
+    try:
+        views = tuple(View(**fields) for fields in run.views)
+    except TypeError as error:
+        raise ValueError("the views are damaged, or of another version") from error
     length: dict[str, Any] = {"epochs": None, "budget": None, "steps": run.total_steps}
     batch: dict[str, Any] = {"auto_batch": False, "warmup_epochs": None, "view_changes": {}}
     return replace(Options.of(run.options), **_settings(run), **length, **batch, views=views)
