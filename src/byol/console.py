@@ -1,4 +1,7 @@
-"""What a person sees in the terminal: progress bars and tables, all on stderr but the final result."""
+"""What a person sees in the terminal: progress bars and tables, all on stderr but the final result.
+
+Rich decides about colours (none where nobody looks, or where NO_COLOR is set); bars move only in a real terminal.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from byol.evaluate.unlabelled import worth
 from byol.experiments.paper import Experiment
@@ -25,10 +29,30 @@ from byol.journal import Progress as Step
 from byol.names import METRICS
 from byol.online import ADVICE
 from byol.pipeline import duration
+from byol.quiet import is_quiet
 from byol.run import Run
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+
+class Lines(Console):
+    """A console whose lines are never broken, for scripts and logs, and hold no markup: names may have brackets."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(highlight=False, markup=False, **how)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As Rich's; on stderr nothing where only warnings are asked for."""
+        if not (self.stderr and is_quiet()):
+            self.warn(*objects, **how)
+
+    def warn(self, *objects: Any, **how: Any) -> None:
+        """Print in any case."""
+        if all(isinstance(each, (str, Text)) for each in objects):
+            how.setdefault("soft_wrap", True)
+        super().print(*objects, **how)
+
+
+stderr = Lines(stderr=True)
+stdout = Lines()
 
 _WORDS = {
     "early": "[dim]early[/]",
@@ -41,21 +65,24 @@ _WORDS = {
 class Terminal:
     """Shows a run as it goes. Use as a context manager."""
 
-    def __init__(self, console: Console = stderr, *, plan: bool = True) -> None:
+    def __init__(self, console: Lines = stderr, *, plan: bool = True) -> None:
         self._console = console
         self._plan = plan
+        self._moves = console.is_interactive and console.file.isatty()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             expand=True,
+            disable=not self._moves or is_quiet(),
         )
         self._tasks: dict[str, Any] = {}
         self._word = "-"
+        self._detail = ""
         self._collapsed = False
 
     def __enter__(self) -> Terminal:
@@ -66,7 +93,10 @@ class Terminal:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line)
+        self._console.print(line)
+
+    def warn(self, line: str | Text) -> None:
+        self._console.warn(line)
 
     def loading(self, done: int, total: int) -> None:
         self._update("loading images", done, total, "")
@@ -77,7 +107,7 @@ class Terminal:
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None:
         if not self._plan:
             return
-        self._bar.console.print(grid(lines))
+        self._console.print(grid(lines))
 
     def begun(self, *_: object) -> None: ...
 
@@ -85,14 +115,19 @@ class Terminal:
         if step.probe is not None:
             collapsed = step.probe.word == "collapsed"
             if collapsed and not self._collapsed:
-                self.say(f"[bold red]step {step.step}[/]: {ADVICE}")
+                self.warn(Text.assemble((f"step {step.step}", "bold red"), f": {ADVICE}"))
             self._collapsed = collapsed
             self._word = _WORDS[step.probe.word]
+            if self._moves:
+                self._update("training", step.step, step.total_steps, self._detail + self._word)
+            else:  # a log gets a line a look
+                self.say(f"step {step.step:,} of {step.total_steps:,}: {self._detail}{step.probe.word}")
         if step.metrics:
             parts = [f"{step.images_per_second:,.0f} images/s", f"loss {step.metrics['loss']:.3f}"]
             if "tau" in step.metrics:
                 parts.append(f"tau {step.metrics['tau']:.4f}")
-            self._update("training", step.step, step.total_steps, "  ".join([*parts, self._word]))
+            self._detail = "  ".join([*parts, ""])
+            self._update("training", step.step, step.total_steps, self._detail + self._word)
 
     def _update(self, name: str, done: int, total: int, detail: str) -> None:
         self._bar.start()
@@ -105,7 +140,7 @@ def grid(lines: list[tuple[str, str]]) -> Table:
     """Names and what they say, side by side."""
     table = Table.grid(padding=(0, 2))
     for name, value in lines:
-        table.add_row(f"[dim]{name}[/]", value)
+        table.add_row(Text(name, "dim"), value)
     return table
 
 
@@ -350,5 +385,5 @@ def ablation_tables(result: dict[str, Any]) -> list[Table]:
         verdicts.add_column(head, justify="right")
     for each in result["verdicts"]:
         theirs = "-" if each["paper"] is None else f"{each['paper']:+.1f}"
-        verdicts.add_row(each["words"], points(each).replace("[", "\\["), theirs, each["verdict"])
+        verdicts.add_row(each["words"], points(each), theirs, each["verdict"])
     return [arms, verdicts] if result["verdicts"] else [arms]

@@ -18,6 +18,8 @@ from byol.views.view import View
 
 BATCH = ("batch_size", "accumulate")
 LENGTHS = ("epochs", "steps", "budget")
+AS_JSON = ("backbone_args", "method_args", "lr_scales")
+"""Options whose lists are lists."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,23 @@ class Options:
             found["views"] = [vars(view) for view in self.views]
         return json.loads(json.dumps(found))
 
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Options:
+        """The options of which `given` gave this, read from JSON. ValueError, in one line, where it never gives that;
+        `checked` says the rest."""
+        names = {f.name for f in fields(cls)} - {"fixed", "moves"}
+        if others := sorted(set(given) - names):
+            raise ValueError(f"there is no option {others[0]!a}; the file is damaged, or of another version")
+        values = {name: value if name in AS_JSON else _tuples(value) for name, value in given.items()}
+        try:
+            if values.get("views") is not None:
+                values["views"] = tuple(View(**{k: _tuples(v) for k, v in view.items()}) for view in given["views"])
+            if "view_changes" in values:
+                values["view_changes"] = {k: _tuples(v) for k, v in given["view_changes"].items()}
+        except (TypeError, AttributeError) as error:
+            raise ValueError("the views are damaged, or of another version") from error
+        return cls(**values)
+
     def at_batch(self, batch_size: int, accumulate: int = 1) -> Options:
         """With another batch, and with all that follows from it: docs/defaults.md has the rules and their sources."""
         old, new = self.images_per_step, batch_size * accumulate
@@ -292,6 +311,10 @@ class Options:
             else:
                 options = replace(options, **{name: value})
         return options
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _value(text: str, kind: Any) -> Any:

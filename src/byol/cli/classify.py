@@ -40,6 +40,11 @@ def classify(
     """Predict the classes of images from few labels: a calibrated classifier on the backbone's features.
 
     How good it is by cross-validation is said first. It is unsure where too many of its answers would be wrong.
+
+    Examples:
+        byol classify run labelled photos --out predictions.csv
+        byol classify run photos photos --labels labels.csv --out predictions.csv
+        byol classify run labelled photos --error-rate 0.01 --out predictions.csv --json
     """
     if threshold is not None and error_rate is not None:
         fail("--threshold and --error-rate each say when to be unsure; give one of them")

@@ -27,6 +27,11 @@ def export(
     """Write the backbone for other tools, which need nothing of this package, with a model card.
 
     The features that come out are compared with the encoder's once it is written.
+
+    Examples:
+        byol export run --format timm
+        byol export run --format huggingface --out my-backbone --licence Apache-2.0
+        byol export run --format onnx --json
     """
     try:
         names.check_format(format)

@@ -61,6 +61,11 @@ def import_weights(
 
     DeepMind's BYOL checkpoints, state dicts of solo-learn, lightly, VICReg, Barlow Twins, MoCo and SimSiam,
     torchvision's names, and timm's models.
+
+    Examples:
+        byol import pretrain_res50x1.pkl --out deepmind
+        byol import checkpoint.ckpt --from solo-learn --image-size 32 --out solo
+        byol import timm:resnet50.a1_in1k --out imagenet
     """
     is_file = Path(source).exists()
     if not is_file:

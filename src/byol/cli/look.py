@@ -26,6 +26,10 @@ def report(
     """Write a page to look at: how good and how healthy a run is, what it saw, and what it makes of the images.
 
     One HTML file that needs no network, for a browser or a mail. `pretrain`, `demo` and `evaluate` write it too.
+
+    Examples:
+        byol report run
+        byol report run other-run --out both.html
     """
     for run in runs:
         if not (run / "run.json").is_file() and not (run / "backbone.json").is_file():
@@ -61,6 +65,11 @@ def explore(
     """Look at an embedding: a map to zoom, thumbnails, neighbours, search by an image, selections as lists.
 
     The page is for this machine's browser alone. Ctrl-C ends it.
+
+    Examples:
+        byol explore photos.parquet
+        byol explore photos.parquet --query photo.jpg
+        byol explore photos.parquet --port 0 --no-browser
     """
     if not place.exists():
         fail(f"{place} does not exist; `byol embed RUN DATA --out {place}` writes it")

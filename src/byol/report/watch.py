@@ -16,6 +16,7 @@ from byol.journal import Progress
 from byol.options import Options
 from byol.parallel import rank
 from byol.pipeline import Observer, Silent
+from byol.repeat import Repeat
 from byol.report import gallery
 from byol.report.facts import VIEWS
 from byol.report.page import REFRESH_SECONDS, REPORT, write_page
@@ -34,8 +35,8 @@ class Watching:
     def __init__(self, directory: Path, observer: Observer) -> None:
         self._directory, self._observer = directory, observer
         self._next, self._silent = 0.0, False
-        self.say, self.loading, self.working = observer.say, observer.loading, observer.working
-        self.planned = observer.planned
+        self.say, self.warn, self.planned = observer.say, observer.warn, observer.planned
+        self.loading, self.working = observer.loading, observer.working
 
     def begun(self, run: Run, source: Source, pixels: Tensor | None) -> None:
         self._observer.begun(run, source, pixels)
@@ -79,6 +80,8 @@ def pretrain(
     options: Options | None = None,
     *,
     resume: bool = False,
+    repeat: Repeat | None = None,
+    wandb: str | None = None,
     report: bool = True,
     observer: Observer | None = None,
     **settings: Any,
@@ -88,14 +91,15 @@ def pretrain(
     data: a folder, a file, see `open_source`, or images in memory, [N, H, W], [N, H, W, C] or [N, C, H, W] uint8.
     options: what to decide by hand; the rest follows from the data. settings: fields of `Options`, in place of what
     `options` says: pretrain("folder", "run", method="vicreg", epochs=5). resume: go on from the last checkpoint in
-    `out`, on the same data; `epochs` or `steps` make the run longer. report: whether a sample of the images is drawn
-    for the page once the run is done. observer: is told how it goes; a `byol.console.Terminal` shows it. ValueError,
+    `out`, on the same data; `epochs` or `steps` make the run longer. repeat, wandb: see
+    `byol.pipeline.pretrain`. report: whether the page is written. observer: is told how it goes; a `byol.console.Terminal` shows it. ValueError,
     before anything is written, for what a person can set right.
     """
+    settings |= {"resume": resume, "repeat": repeat, "wandb": wandb}
     if not report:
-        return pipeline.pretrain(data, out, options, resume=resume, observer=observer, **settings)
+        return pipeline.pretrain(data, out, options, observer=observer, **settings)
     watching = Watching(Path(out), observer or Silent())
-    run = pipeline.pretrain(data, out, options, resume=resume, observer=watching, **settings)
+    run = pipeline.pretrain(data, out, options, observer=watching, **settings)
     watching.done(data)
     return run
 
