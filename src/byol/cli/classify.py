@@ -37,7 +37,7 @@ def classify(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no features for the next time.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the classes of images from few labels: a calibrated classifier on the backbone's features.
+    """Predict classes from few labels, by a calibrated classifier on the features.
 
     How good it is by cross-validation is said first. It is unsure where too many of its answers would be wrong.
 

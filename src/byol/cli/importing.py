@@ -57,7 +57,7 @@ def import_weights(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run directory from weights trained elsewhere, for every other command to take.
+    """Make a run of weights trained elsewhere, for every other command to take.
 
     DeepMind's BYOL checkpoints, state dicts of solo-learn, lightly, VICReg, Barlow Twins, MoCo and SimSiam,
     torchvision's names, and timm's models.

@@ -26,7 +26,7 @@ def list_names(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The names that --method, --backbone and --recipe take, and the experiments of `byol ablate`.
+    """The names that --method, --backbone, --recipe and `byol ablate` take.
 
     Examples:
         byol list methods

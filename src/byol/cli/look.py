@@ -23,7 +23,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page to look at: how good and how healthy a run is, what it saw, and what it makes of the images.
+    """Write a page to look at: how good a run is, what it saw, what it makes of the images.
 
     One HTML file that needs no network, for a browser or a mail. `pretrain`, `demo` and `evaluate` write it too.
 
@@ -62,7 +62,7 @@ def explore(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look at an embedding: a map to zoom, thumbnails, neighbours, search by an image, selections as lists.
+    """Look at an embedding: map, thumbnails, neighbours, search by an image, selections.
 
     The page is for this machine's browser alone. Ctrl-C ends it.
 

@@ -209,7 +209,7 @@ def compare(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train several methods alike, evaluate them alike, and show them in one table and one plot.
+    """Train and evaluate several methods alike, and show them in one table and one plot.
 
     Each brings its own optimizer, learning rate and arguments; data, views, network, batch and length are the same.
 
@@ -311,7 +311,7 @@ def ablate(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment of the BYOL paper: one thing changed at a time, beside the paper's numbers.
+    """Run an experiment of the BYOL paper: one thing changed at a time, beside its numbers.
 
     Results stand in DIR/runs.jsonl; the same command goes on where it was interrupted.
 

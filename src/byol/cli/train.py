@@ -133,9 +133,9 @@ def pretrain(
         float | None,
         typer.Option(rich_help_panel=SELDOM, show_default="0.1", help="Share of unusable images that stops the run."),
     ] = None,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write RUN/report.html, a page to look at.")
-    ] = True,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", rich_help_panel=SELDOM, help="Leave out RUN/report.html, a page to look at.")
+    ] = False,
     settings: Settings = None,
     wandb: Annotated[
         str | None,
@@ -218,7 +218,7 @@ def pretrain(
 
     with Terminal() as terminal:
         run = run_pretrain(
-            data, out, options, resume=resume, repeat=repeat, wandb=wandb, report=report, observer=terminal
+            data, out, options, resume=resume, repeat=repeat, wandb=wandb, report=not no_report, observer=terminal
         )
     if launched_rank() > 0:
         return
@@ -247,7 +247,7 @@ def estimate(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what `byol pretrain` with the same options would take: FLOPs, memory, images/s, time, disk.
+    """Say what `byol pretrain` with the same options would take: memory, time, disk.
 
     Tries some steps on the data and writes nothing.
 

@@ -41,7 +41,7 @@ def embed(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write what the backbone makes of every image to Parquet: features, a map, neighbours, thumbnails.
+    """Write what the backbone makes of images: features, map, neighbours, as Parquet.
 
     The same command goes on where it stopped. `byol explore` shows what it wrote.
 

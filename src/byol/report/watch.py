@@ -91,8 +91,8 @@ def pretrain(
     data: a folder, a file, see `open_source`, or images in memory, [N, H, W], [N, H, W, C] or [N, C, H, W] uint8.
     options: what to decide by hand; the rest follows from the data. settings: fields of `Options`, in place of what
     `options` says: pretrain("folder", "run", method="vicreg", epochs=5). resume: go on from the last checkpoint in
-    `out`, on the same data; `epochs` or `steps` make the run longer. repeat, wandb: see
-    `byol.pipeline.pretrain`. report: whether the page is written. observer: is told how it goes; a `byol.console.Terminal` shows it. ValueError,
+    `out`, on the same data; `epochs` or `steps` make the run longer. repeat, wandb: see `byol.pipeline.pretrain`.
+    report: whether the page is written. observer: is told how it goes; a `byol.console.Terminal` shows it. ValueError,
     before anything is written, for what a person can set right.
     """
     settings |= {"resume": resume, "repeat": repeat, "wandb": wandb}
