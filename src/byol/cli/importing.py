@@ -40,7 +40,13 @@ def import_weights(
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)],
     origin: Annotated[
-        Origin, typer.Option("--from", help="Whose layout the file has; auto sees it from the file's names.")
+        Origin,
+        typer.Option(
+            "--from",
+            metavar="LIBRARY",
+            help="Whose layout the file has: deepmind, solo-learn, lightly, vicreg, barlow-twins, moco, simsiam, "
+            "torchvision or timm; auto sees it from the file's names.",
+        ),
     ] = Origin.auto,
     backbone: Backbone = None,
     prefix: Annotated[

@@ -15,11 +15,9 @@ from byol.cli.shared import AsJson, fail, print_json
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run directories; several stand side by side.", show_default=False)
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Several stand side by side.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The page; RUN/report.html of one run, report.html of several.")
+        Path | None, typer.Option("--out", metavar="FILE", show_default="RUN/report.html, of one run", help="The page.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
