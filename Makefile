@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test test-long lint format docs pictures audit clean
+.PHONY: setup demo test test-long lint format docs pictures notebooks audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make lint       format, lint, types and layers"
 	@echo "make docs       the documentation site, in docs/_build/html"
 	@echo "make pictures   the README's and the site's pictures, by a new demo (minutes)"
+	@echo "make notebooks  the examples as notebooks, in docs/notebooks"
 	@echo "make audit      known vulnerabilities of the pinned dependencies, where a network allows it"
 	@echo "make setup      the environment alone"
 
@@ -58,6 +59,14 @@ docs: $(STAMP)
 
 pictures: $(STAMP)
 	@$(BIN)/python docs/make_pictures.py
+
+NOTEBOOKS := few_labels own_loop own_lightning
+
+notebooks: $(STAMP) $(NOTEBOOKS:%=docs/notebooks/%.ipynb)
+
+docs/notebooks/%.ipynb: examples/%.py
+	@mkdir -p $(@D)
+	@$(BIN)/jupytext --quiet --to ipynb --output $@ $<
 
 audit: $(STAMP)
 	@$(PYTHON) .ci/audit $(BIN)/uv constraints.txt

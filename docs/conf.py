@@ -19,7 +19,7 @@ copyright = ""  # noqa: A001
 html_title = "byol"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
-exclude_patterns = ["_build", "experiments"]
+exclude_patterns = ["_build", "experiments", "notebooks"]
 source_suffix = {".md": "markdown"}
 
 myst_heading_anchors = 4

@@ -3,12 +3,17 @@
 import importlib.util
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -19,6 +24,7 @@ from byol.networks import Networks, make_optimizer
 from byol.step import train_step
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOKS = ("few_labels", "own_loop", "own_lightning")
 
 
 def load_example(name):
@@ -95,6 +101,82 @@ def test_the_recipe_for_a_gpu_trains_goes_on_and_says_how_long_it_took(tmp_path)
     assert json.loads((tmp_path / "run/result.json").read_text()) == found
     again = example.main(str(data), tmp_path / "run", recipe)
     assert again["minutes"] == found["minutes"], "nothing was trained again"
+
+
+def printed(name, folder, *arguments):
+    """What a notebook's script prints, run in a folder of its own."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    environment = {**os.environ, "TMPDIR": str(folder), "MPLBACKEND": "agg"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def check_few_labels(text, folder):
+    """The features beat the pixels where labels are few."""
+    rows = re.findall(r"^ +(\d+) +(0\.\d{3}) +(0\.\d{3})$", text, re.MULTILINE)
+    curve = {int(labels): (float(features), float(pixels)) for labels, features, pixels in rows}
+    assert list(curve) == [1, 2, 5, 10, 20, 50]
+    few = np.array([curve[labels] for labels in (1, 2, 5, 10)])
+    assert few[:, 0].mean() > few[:, 1].mean() + 0.02, curve
+    for column in zip(*curve.values(), strict=True):
+        assert column[0] < column[2] < column[-1], "more labels help"
+    assert len(list(folder.glob("few_labels-*/images/*.png"))) == 4000
+    with Image.open(next(folder.glob("few_labels-*/curve.png"))) as curve_drawn:
+        assert min(curve_drawn.size) > 100
+
+
+def test_few_labels_make_a_better_classifier_of_features_than_of_pixels(tmp_path):
+    check_few_labels(printed("few_labels", tmp_path, "--fast"), tmp_path)
+
+
+@pytest.mark.slow
+def test_few_labels_at_full_length_beats_pixels_at_any_number_of_labels(tmp_path):
+    text = printed("few_labels", tmp_path)
+    check_few_labels(text, tmp_path)
+    rows = re.findall(r"(0\.\d{3}) +(0\.\d{3})$", text, re.MULTILINE)
+    assert all(float(features) > float(pixels) for features, pixels in rows), text
+
+
+def test_a_loop_of_one_s_own_trains_a_method(tmp_path):
+    text = printed("own_loop", tmp_path, "--fast")
+    losses = [float(loss) for loss in re.findall(r"^step \d+: loss (\S+)$", text, re.MULTILINE)]
+    assert len(losses) == 5
+    assert losses[-1] < 0.7 * losses[0]
+    before, after = map(float, re.search(r"(\S+) before training, (\S+) after", text).groups())
+    assert after > before + 0.05
+
+
+def test_a_lightning_trainer_of_one_s_own_trains_a_method(tmp_path):
+    text = printed("own_lightning", tmp_path, "--fast")
+    steps, first, last, moved = re.search(r"(\d+) steps: loss (\S+) at .*, (\S+) at .* moved by (\S+)", text).groups()
+    assert int(steps) == 30
+    assert float(last) < 0.7 * float(first)
+    assert float(moved) > 1, "after_step is called"
+
+
+def lines(cells):
+    """Those of code."""
+    return [line for cell in cells for line in cell.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_built_of_an_example(name, tmp_path):
+    """By `make notebooks`; its cells are the script's, and its code compiles."""
+    import jupytext
+
+    made = jupytext.read(EXAMPLES / f"{name}.py", fmt="py:percent")
+    jupytext.write(made, tmp_path / "made.ipynb")
+    notebook = json.loads((tmp_path / "made.ipynb").read_text("utf-8"))
+    kinds = [cell["cell_type"] for cell in notebook["cells"]]
+    assert kinds[0] == "markdown"
+    assert kinds.count("markdown") >= 4
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    script = (EXAMPLES / f"{name}.py").read_text("utf-8")
+    assert lines(code) == lines([script])
+    compile("\n".join(code), name, "exec")
+    prose = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    assert prose.startswith("# ")
 
 
 def write_cifar(folder, **parts):

@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from byol.checkpoint import write_tensors
 from byol.data.loader import load_pixels
 from byol.data.open import open_source
 from byol.encoder import Encoder, EncoderSpec
@@ -87,3 +88,9 @@ def test_the_structure_follows_from_the_weights_unless_it_is_named(digits, tmp_p
 def test_bad_weights_are_told_before_anything_is_loaded(options, words):
     with pytest.raises(ValueError, match=words):
         Options(**options).checked()
+
+
+def test_others_may_read_the_weights_as_they_may_read_other_files(tmp_path):
+    (tmp_path / "other").write_text("")
+    write_tensors(tmp_path / "weights.safetensors", {"a": torch.ones(2)})
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -48,6 +48,7 @@ def finished(images, tmp_path_factory):
     seen = []
     observer = SimpleNamespace(
         say=lambda line: None,
+        warn=lambda line: None,
         loading=lambda d, t: None,
         planned=lambda run, lines: None,
         progress=seen.append,

@@ -84,8 +84,8 @@ def ablate(
     claims = "; ".join(claim.words for claim in experiment.claims)
     observer.say(f"{experiment.name}: {experiment.question} Tested: {claims or 'no order'}")
     if few := _few_steps_a_pass(jobs, experiment):
-        observer.say(few)
-    with only_one(out, "another experiment", observer.say):
+        observer.warn(few)
+    with only_one(out, "another experiment", observer.warn):
         record = _read_record(out / RECORD)
         _write_record(out / RECORD, record)  # without a line that a crash cut off
         missing = {job.key: job for job in jobs if job.key not in record}
@@ -319,7 +319,7 @@ def _run_all(
                 except Exception as error:  # of whatever kind: the others go on
                     reason = str(error) or type(error).__name__
                     failed[name] = reason if isinstance(error, EXPECTED) else f"{type(error).__name__}: {reason}"
-                    observer.say(f"{done} of {total}: {name} failed: {failed[name]}")
+                    observer.warn(f"{done} of {total}: {name} failed: {failed[name]}")
                     stopped.add(job.key)
                     # Its checkpoints stay, to go on from; but a finished run's are taken for whole.
                     if job.key in record:

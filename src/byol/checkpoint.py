@@ -32,8 +32,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(dict(tensors), temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors lets nobody else read what it writes
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             if number is None:

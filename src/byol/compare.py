@@ -109,7 +109,7 @@ def compare(
     }
     images = _prepared(data, labelled or data, test, contenders, observer)
     _keep_settings(out, json.loads(json.dumps(settings)), resume=resume)
-    with only_one(out, "another comparison", observer.say):
+    with only_one(out, "another comparison", observer.warn):
         tables: dict[str, Any] = {}
         baselines: dict[int, dict[str, dict[str, float]]] = {}
         total = len(lengths) * seeds * len(contenders)
@@ -129,7 +129,7 @@ def compare(
                         _train(data, run, options)
                     except (TrainingStopped, BrokenProcessPool, ValueError) as error:
                         failed.setdefault(each.name, []).append(f"seed {seed}: {error}")
-                        observer.say(f"{each.name}, seed {seed}: {error}")
+                        observer.warn(f"{each.name}, seed {seed}: {error}")
                         continue
                     found = _evaluation(run, labelled or data, test, images, (BACKBONE,))
                     rows[each.name].append(_measures(found, run))

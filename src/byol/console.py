@@ -1,8 +1,12 @@
-"""What a person sees in the terminal: progress bars and tables, all on stderr but the final result."""
+"""What a person sees in the terminal: progress bars and tables, all on stderr but the final result.
+
+Rich decides about colours (none where nobody looks, or where NO_COLOR is set); bars move only in a real terminal.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -16,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from byol.evaluate.unlabelled import worth
 from byol.experiments.paper import Experiment
@@ -24,10 +29,30 @@ from byol.journal import Progress as Step
 from byol.names import METRICS
 from byol.online import ADVICE
 from byol.pipeline import duration
+from byol.quiet import is_quiet
 from byol.run import Run
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+
+class Lines(Console):
+    """A console whose lines are never broken, for scripts and logs, and hold no markup: names may have brackets."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(highlight=False, markup=False, **how)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As Rich's; on stderr nothing where only warnings are asked for."""
+        if not (self.stderr and is_quiet()):
+            self.warn(*objects, **how)
+
+    def warn(self, *objects: Any, **how: Any) -> None:
+        """Print in any case."""
+        if all(isinstance(each, (str, Text)) for each in objects):
+            how.setdefault("soft_wrap", True)
+        super().print(*objects, **how)
+
+
+stderr = Lines(stderr=True)
+stdout = Lines()
 
 _WORDS = {
     "early": "[dim]early[/]",
@@ -40,21 +65,24 @@ _WORDS = {
 class Terminal:
     """Shows a run as it goes. Use as a context manager."""
 
-    def __init__(self, console: Console = stderr, *, plan: bool = True) -> None:
+    def __init__(self, console: Lines = stderr, *, plan: bool = True) -> None:
         self._console = console
         self._plan = plan
+        self._moves = console.is_interactive and console.file.isatty()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             expand=True,
+            disable=not self._moves or is_quiet(),
         )
         self._tasks: dict[str, Any] = {}
         self._word = "-"
+        self._detail = ""
         self._collapsed = False
 
     def __enter__(self) -> Terminal:
@@ -65,7 +93,10 @@ class Terminal:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line)
+        self._console.print(line)
+
+    def warn(self, line: str | Text) -> None:
+        self._console.warn(line)
 
     def loading(self, done: int, total: int) -> None:
         self._update("loading images", done, total, "")
@@ -76,7 +107,7 @@ class Terminal:
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None:
         if not self._plan:
             return
-        self._bar.console.print(grid(lines))
+        self._console.print(grid(lines))
 
     def begun(self, *_: object) -> None: ...
 
@@ -84,14 +115,19 @@ class Terminal:
         if step.probe is not None:
             collapsed = step.probe.word == "collapsed"
             if collapsed and not self._collapsed:
-                self.say(f"[bold red]step {step.step}[/]: {ADVICE}")
+                self.warn(Text.assemble((f"step {step.step}", "bold red"), f": {ADVICE}"))
             self._collapsed = collapsed
             self._word = _WORDS[step.probe.word]
+            if self._moves:
+                self._update("training", step.step, step.total_steps, self._detail + self._word)
+            else:  # a log gets a line a look
+                self.say(f"step {step.step:,} of {step.total_steps:,}: {self._detail}{step.probe.word}")
         if step.metrics:
             parts = [f"{step.images_per_second:,.0f} images/s", f"loss {step.metrics['loss']:.3f}"]
             if "tau" in step.metrics:
                 parts.append(f"tau {step.metrics['tau']:.4f}")
-            self._update("training", step.step, step.total_steps, "  ".join([*parts, self._word]))
+            self._detail = "  ".join([*parts, ""])
+            self._update("training", step.step, step.total_steps, self._detail + self._word)
 
     def _update(self, name: str, done: int, total: int, detail: str) -> None:
         self._bar.start()
@@ -104,7 +140,7 @@ def grid(lines: list[tuple[str, str]]) -> Table:
     """Names and what they say, side by side."""
     table = Table.grid(padding=(0, 2))
     for name, value in lines:
-        table.add_row(f"[dim]{name}[/]", value)
+        table.add_row(Text(name, "dim"), value)
     return table
 
 
@@ -244,6 +280,73 @@ def _gain(difference: dict[str, Any]) -> str:
     return f"{difference['difference']:+.3f}±{(high - low) / 2:.3f}"
 
 
+def learned_lines(found: dict[str, Any]) -> list[str]:
+    """What `byol classify` says before it classifies: how good it is, what its probabilities are worth, from which on
+    it answers."""
+    beside = [f"the largest class alone {found['majority']:.3f}"]
+    if found["raw_pixels"] is not None:
+        beside.insert(0, f"raw pixels {_with_interval(found['raw_pixels'])}")
+    about = (
+        f"on {found['held_out_images']:,} labelled images of {len(found['classes'])} classes, {found['folds']} folds"
+    )
+    about += "" if found["groups"] is None else f" of {found['groups']:,} groups"
+    lines = [f"Cross-validated accuracy {_with_interval(found)} {about}; {', '.join(beside)}."]
+    if found["skewed"]:
+        lines.append(f"The classes are of unequal size: mean over classes {found['balanced_accuracy']:.3f}.")
+    before, after = found["calibration"]["before"], found["calibration"]["after"]
+    named = {"expected_calibration_error": "calibration error", "log_loss": "log loss", "brier_score": "Brier score"}
+    numbers = ", ".join(f"{name} {after[key]:.3f} (without {before[key]:.3f})" for key, name in named.items())
+    lines.append(f"Temperature {found['temperature']:.2f}; out of fold, with temperatures: {numbers}.")
+    lines.append(_threshold_line(found["threshold"]))
+    return lines + [f"Mind that {warning}." for warning in found["warnings"]]
+
+
+def _with_interval(found: dict[str, Any]) -> str:
+    low, high = found["interval_95"]
+    return f"{found['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _threshold_line(chosen: dict[str, Any]) -> str:
+    seen = f"{chosen['answered']:,} of the labelled images, of which out of fold {chosen['wrong']:,} were wrong"
+    line = f"Answers from probability {chosen['value']:.3f} on: {seen}"
+    if chosen["by"] == "hand":
+        low, high = chosen["error_interval_95"]
+        return f"{line} (95 % interval of the error {low:.3f} to {high:.3f})."
+    if chosen["by"] == "promise":
+        return (
+            f"{line}; with {chosen['confidence']:.0%} confidence at most {chosen['error_rate']:.1%} of the answers "
+            "are wrong, on images like the labelled ones."
+        )
+    few = chosen["chosen_on"] < chosen["fewest"]
+    why = f"{chosen['fewest']} labels, all right, are the fewest" if few else "too many of the surest are wrong"
+    return (
+        f"{line}. No threshold can promise at most {chosen['error_rate']:.1%} wrong answers here ({why}): this one "
+        "keeps to it if the probabilities are right. Label more, or give a larger --error-rate."
+    )
+
+
+def predicted_lines(found: dict[str, Any]) -> list[str]:
+    """What `byol classify` found in the new images."""
+    new = found["new_images"]
+    lines = [f"{new['images']:,} new images: {new['answered']:,} answered, {new['images'] - new['answered']:,} unsure."]
+    if new["images"]:
+        lines[0] += f" Their mean probability is {new['mean_probability']:.3f}: the accuracy of all, if it is right."
+    lines += [f"Mind that {warning}." for warning in new["warnings"]]
+    decided = sorted(new["decided"].items(), key=lambda each: -each[1])
+    more = f" and {len(decided) - 12} classes more" if len(decided) > 12 else ""
+    if new["answered"]:
+        lines.append("Answered: " + ", ".join(f"{name} {count:,}" for name, count in decided[:12]) + f"{more}.")
+    if new["labelled"]:
+        lines.append(f"{new['labelled']:,} of the images are labelled ones: predicted too, marked, and not counted.")
+    if new["unusable"]:
+        name, reason = new["unusable_first"][0]
+        lines.append(f"{new['unusable']:,} images cannot be read, the first {name} ({reason}).")
+    return [
+        *lines,
+        f"Written to {found['out']}; beside it {Path(found['summary']).name}, {Path(found['picture']).name}.",
+    ]
+
+
 def comparison_table(title: str, heads: dict[str, str], rows: list[tuple[str, dict[str, str]]]) -> Table:
     """A row a method. heads: measure -> heading. rows: (name, measure -> text)."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -282,5 +385,5 @@ def ablation_tables(result: dict[str, Any]) -> list[Table]:
         verdicts.add_column(head, justify="right")
     for each in result["verdicts"]:
         theirs = "-" if each["paper"] is None else f"{each['paper']:+.1f}"
-        verdicts.add_row(each["words"], points(each).replace("[", "\\["), theirs, each["verdict"])
+        verdicts.add_row(each["words"], points(each), theirs, each["verdict"])
     return [arms, verdicts] if result["verdicts"] else [arms]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from byol import pictures
 from byol.evaluate import scores
@@ -38,7 +37,8 @@ def draw(evaluated: Evaluated, folder: Path) -> list[Path]:
         for label, name in enumerate(test.classes):
             of_class = said[y == label] == label
             if len(of_class):
-                low, high = _interval(of_class, None if test.source.groups is None else test.source.groups[y == label])
+                groups = None if test.source.groups is None else test.source.groups[y == label]
+                low, high = scores.share_interval(of_class, groups)
                 rows.append((name, float(of_class.mean()), low, high, len(of_class)))
         other = evaluated.predictions.get((best[0], UNTRAINED))
         baseline_scores = None
@@ -87,16 +87,6 @@ def confusion(evaluated: Evaluated) -> dict[str, Any] | None:
         return None
     counts = scores.confusion(test.labels, evaluated.predictions[best], len(test.classes))
     return {"row": best[0], "classes": list(test.classes), "counts": counts.tolist()}
-
-
-def _interval(right: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """95 % interval of a class's accuracy: Wilson's over its images, or over its groups, of which one says nothing."""
-    if groups is None:
-        found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
-    if len(np.unique(groups)) < 2:
-        return 0.0, 1.0
-    return scores.interval(scores.accuracy, np.ones(len(right), np.int64), right.astype(np.int64), groups=groups)
 
 
 def _draw_neighbours(evaluated: Evaluated, path: Path, title: str) -> None:

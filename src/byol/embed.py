@@ -18,6 +18,7 @@ import torch
 
 from byol import cluster
 from byol.data.loader import looked_at
+from byol.data.open import Images
 from byol.data.source import Part, Source
 from byol.data.tiles import tiled
 from byol.encoder import Encoder
@@ -44,7 +45,7 @@ KEY = b"byol"
 
 def embed(
     run_directory: str | Path,
-    data: str,
+    data: Images,
     out: str | Path,
     *,
     part: Part = "all",
@@ -183,7 +184,7 @@ def digest(run_directory: Path) -> str:
 
 
 def _opened(
-    data: str, part: Part, description: dict[str, Any], tile: int, most: int | None, labels: str | None
+    data: Images, part: Part, description: dict[str, Any], tile: int, most: int | None, labels: str | None
 ) -> Source:
     channels = description["channels"]
     source = open_images(data, part=part, channels=channels, value_range=range_of(description), labels=labels)

@@ -68,7 +68,7 @@ def evaluate_run(
         raise ValueError(f"--baseline {SUPERVISED} trains on the labels of {', '.join(ALL_LABELS)}; add one --protocol")
     if parts is None:
         like: dict[str, Any] = {"channels": spec.channels, "value_range": range_of(description)}
-        parts = open_parts(data, test, **like, labels=labels, groups=groups, say=observer.say)
+        parts = open_parts(data, test, **like, labels=labels, groups=groups, say=observer.warn)
     scratch = None
     if UNTRAINED in columns or SUPERVISED in baselines:
         observer.say("the untrained network")
@@ -87,7 +87,8 @@ def evaluate_run(
         supervised=SUPERVISED in baselines,
         cache=features,
         look_for_duplicates=look_for_duplicates,
-        say=observer.say,
+        say=observer.warn,
+        note=observer.say,
         working=observer.working,
     )
     used = {"used_labels": True} if description.get("used_labels") else {}
@@ -131,7 +132,7 @@ def evaluate_sources(
     found: list[dict[str, Any]] = []
     failed: list[Exception] = []
     # All before the first evaluation: what is wrong with one is said at once.
-    given: dict[str, Any] = {"labels": labels, "groups": groups, "say": observer.say}
+    given: dict[str, Any] = {"labels": labels, "groups": groups, "say": observer.warn}
     like: dict[str, Any] = {"channels": spec.channels, "value_range": range_of(description)}
     sources = [open_images(place, **like, **given) for place in data]
     for place, source in zip(data, sources, strict=True):
@@ -143,7 +144,7 @@ def evaluate_sources(
         chosen = settings.protocols or (("linear",) if len(data) > 1 else (*USUAL, "views"))
         chosen = tuple(dict.fromkeys("linear" if name == "transfer" else name for name in chosen))
         if not settings.protocols and not _has_labels(source):
-            observer.say(f"{place} has no labels: measured is what can be without")
+            observer.warn(f"{place} has no labels: measured is what can be without")
             chosen = ("views",)
         trained = tuple(name for name in chosen if name != "views")
         digest = hashlib.sha256(f"{place} {own.content()}".encode()).hexdigest()[:8]
@@ -164,7 +165,7 @@ def evaluate_sources(
                 baselines=others,
                 columns=columns,
                 observer=observer,
-                parts=open_parts(place, test, labels=labels, groups=groups, say=observer.say, opened=source),
+                parts=open_parts(place, test, labels=labels, groups=groups, say=observer.warn, opened=source),
                 features=features,
             )
             result = evaluated.found

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from byol.checkpoint import write_tensors
+from byol.data.loader import Normalization
 from byol.encoder import Encoder, EncoderSpec
 from byol.files import read_json, write_json
+from byol.kinds import fits
 from byol.methods import get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.run import Padding, Run
+from byol.trained import TrainedEncoder
 
 WEIGHTS = "backbone.safetensors"
 DESCRIPTION = "backbone.json"
@@ -120,19 +123,38 @@ def check_plain_timm(description: dict[str, Any]) -> None:
         )
 
 
-def load(run_directory: str | Path) -> Encoder:
+def normalization_of(description: dict[str, Any]) -> Normalization | None:
+    """What a backbone's images are normalised with, where its description says so. ValueError where that is damaged."""
+    found = description.get("normalization")
+    if found is None:
+        return None
+    try:
+        mean, std = (tuple(found[name]) for name in ("mean", "std"))
+    except (TypeError, KeyError):
+        mean, std = (), ()
+    each = description["channels"]
+    if not (fits((mean, std), tuple[tuple[float, ...], ...]) and len(mean) == len(std) == each and min(std) > 0):
+        raise ValueError(f"{DESCRIPTION} says no mean and std for each of {each} channels; copy it anew")
+    return Normalization(mean, std)
+
+
+def load(run_directory: str | Path) -> TrainedEncoder:
     """The encoder of a run, in evaluation mode: images [B, C, S, S], normalised as backbone.json says -> [B, dim].
+
+    Its `embed` takes paths, arrays and images of Pillow as they are, see `TrainedEncoder`.
 
     The weights are read from safetensors, which cannot run code. ValueError where one of the two files is damaged, or
     they do not belong together.
     """
     directory = Path(run_directory)
-    spec = spec_of(read_description(directory))
+    description = read_description(directory)
+    spec = spec_of(description)
+    normalization = normalization_of(description)
     if not (directory / WEIGHTS).is_file():
         raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; copy it there beside {DESCRIPTION}")
     found = read_weights(directory / WEIGHTS, str(directory / WEIGHTS))
     try:
-        encoder = Encoder(spec)
+        encoder = TrainedEncoder(spec, normalization, range_of(description))
     except Exception as error:  # timm's models raise nearly anything on arguments that they do not know
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{directory / DESCRIPTION} describes no backbone of timm: {reason}; copy it anew") from error

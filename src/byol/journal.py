@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byol.dashboard import Dashboard
 from byol.data.loader import Batch
 from byol.metrics import Metrics, NoMetrics
 from byol.online import Probe
@@ -42,11 +43,12 @@ class Journal:
         start: int,
         observe: Callable[[Progress], None],
         say: Callable[[str], None],
+        dashboard: Dashboard | None = None,
     ) -> None:
         self.observe, self.say = observe, say
         self.unwritten: OSError | None = None
         self._images_per_step = run.images_per_step
-        self._metrics = together(lambda: Metrics(directory, start) if rank() == 0 else NoMetrics())
+        self._metrics = together(lambda: Metrics(directory, start, dashboard) if rank() == 0 else NoMetrics())
         before = agreed(together(self._metrics.before))
         self.seconds, self.collapsed, self.looked = before.seconds, before.collapsed, before.looked
         self.looks, self.bad = before.looks, before.bad

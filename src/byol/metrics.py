@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from byol.dashboard import Dashboard
 from byol.diagnose import Health
 from byol.files import json_lines, naming, placed_lines, sync
 from byol.kinds import fits
@@ -32,15 +33,16 @@ class Before:
 
 
 class Metrics:
-    """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard."""
+    """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard, and for a dashboard."""
 
-    def __init__(self, directory: Path, start: int) -> None:
+    def __init__(self, directory: Path, start: int, dashboard: Dashboard | None = None) -> None:
         self._start = start
         self._path = directory / METRICS
         self._skipped = directory / SKIPPED
         _drop_after(self._path, start or -1)  # a run that starts anew looks at step 0 again
         _drop_after(self._skipped, start)
         self._board: _Board | None = None
+        self._dashboard = dashboard
 
     def before(self) -> Before:
         """What the files say of the run so far. ValueError, in one line, where they are damaged."""
@@ -65,7 +67,10 @@ class Metrics:
         _append(self._path, [{"step": step, **values}])
         if self._board is None:
             self._board = _Board(self._path.parent / "tensorboard", self._start)
-        self._board.write(step, {name: value for name, value in values.items() if isinstance(value, (int, float))})
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        self._board.write(step, numbers)
+        if self._dashboard is not None:
+            self._dashboard.write(step, numbers)
 
     def skipped(self, replaced: list[tuple[int, int, str]]) -> None:
         if replaced:
@@ -81,6 +86,8 @@ class Metrics:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+        if self._dashboard is not None:
+            self._dashboard.close()
 
 
 class NoMetrics:

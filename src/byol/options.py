@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import isclose
 from pathlib import Path
@@ -17,6 +17,9 @@ from byol.run import Compile, EncoderInit, Optimization, Optimizer, Precision, S
 from byol.views.view import View
 
 BATCH = ("batch_size", "accumulate")
+LENGTHS = ("epochs", "steps", "budget")
+AS_JSON = ("backbone_args", "method_args", "lr_scales")
+"""Options whose lists are lists."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,23 @@ class Options:
             found["views"] = [vars(view) for view in self.views]
         return json.loads(json.dumps(found))
 
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Options:
+        """The options of which `given` gave this, read from JSON. ValueError, in one line, where it never gives that;
+        `checked` says the rest."""
+        names = {f.name for f in fields(cls)} - {"fixed", "moves"}
+        if others := sorted(set(given) - names):
+            raise ValueError(f"there is no option {others[0]!a}; the file is damaged, or of another version")
+        values = {name: value if name in AS_JSON else _tuples(value) for name, value in given.items()}
+        try:
+            if values.get("views") is not None:
+                values["views"] = tuple(View(**{k: _tuples(v) for k, v in view.items()}) for view in given["views"])
+            if "view_changes" in values:
+                values["view_changes"] = {k: _tuples(v) for k, v in given["view_changes"].items()}
+        except (TypeError, AttributeError) as error:
+            raise ValueError("the views are damaged, or of another version") from error
+        return cls(**values)
+
     def at_batch(self, batch_size: int, accumulate: int = 1) -> Options:
         """With another batch, and with all that follows from it: docs/defaults.md has the rules and their sources."""
         old, new = self.images_per_step, batch_size * accumulate
@@ -228,6 +248,30 @@ class Options:
         own: dict[str, Any] = dict.fromkeys(f.name for f in fields(Optimization))
         return replace(self, method=method, method_args={}, warmup_steps=None, warmup_epochs=None, **own)
 
+    def changed(self, settings: Mapping[str, Any]) -> Options:
+        """With other values of fields, as keyword arguments give them. A method, a backbone and how long to train, each
+        replaces all that was said of the old one; arguments of the method are added. ValueError for an unknown name."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        known = {name: kind for name, kind in get_type_hints(Options).items() if name not in ("fixed", "moves")}
+        _check_kinds("setting", values, known)
+        if values.get("auto_batch") and values.keys() & set(BATCH):
+            raise ValueError("auto_batch and a batch size each say how large batches are; give one of them")
+        options, method = self, values.pop("method", self.method)
+        if method != self.method:
+            options = self.for_method(method)
+        if any(values.get(name) is not None for name in LENGTHS):
+            options = replace(options, epochs=None, steps=None, budget=None)
+        if values.get("backbone") is not None:
+            options = replace(options, backbone_args=None, stem=None)
+        if options.batch_size is not None and values.get("batch_size", 1) is not None:
+            batch = {name: values.pop(name, getattr(options, name)) for name in BATCH}
+            options = options.at_batch(**batch)
+        if values.get("auto_batch"):
+            values["fixed"] = tuple(settings)
+        if "method_args" in values:
+            values["method_args"] = {**options.method_args, **values["method_args"]}
+        return replace(options, **values)
+
     def with_settings(self, settings: Iterable[str]) -> Options:
         """With `name=value` settings: an argument of the method, an option, or view.FIELD for all views."""
         options = self
@@ -267,6 +311,10 @@ class Options:
             else:
                 options = replace(options, **{name: value})
         return options
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _value(text: str, kind: Any) -> Any:

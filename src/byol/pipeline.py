@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from byol import checkpoint, cluster, pictures
 from byol.capacity import largest_batch
+from byol.dashboard import Dashboard, check_login, check_project
 from byol.data import manifest
 from byol.data.decode import Unusable
 from byol.data.folder import NOT_AN_IMAGE
 from byol.data.labels import with_labels
 from byol.data.loader import Loader, Normalization, fits_memory, load_pixels, looked_at
-from byol.data.open import open_source
+from byol.data.open import Images, open_source
 from byol.data.source import DataError, Range, Skipped, Source, measured
 from byol.data.tiles import tiled
 from byol.export import DESCRIPTION, WEIGHTS
@@ -38,6 +39,7 @@ from byol.networks import refusal
 from byol.options import Options
 from byol.parallel import agreed, everywhere, lost, rank, together, world_size
 from byol.plan import chosen_views, continued, device_of, image_size, plan
+from byol.repeat import Repeat
 from byol.run import RUN, Run
 from byol.signals import Asked, at_once, ignored
 from byol.train import CHECKPOINTS, Budget, Interrupted, Training
@@ -49,9 +51,11 @@ TRIAL_SECONDS = 1.0
 
 
 class Observer(Protocol):
-    """Who is told what happens while it happens. begun: the run's directory is there, and its first step is next."""
+    """Who is told what happens while it happens. warn: what a person should read, even one who wants to see little.
+    begun: the run's directory is there, and its first step is next."""
 
     def say(self, line: str) -> None: ...
+    def warn(self, line: str) -> None: ...
     def loading(self, done: int, total: int) -> None: ...
     def working(self, what: str, done: int, total: int) -> None: ...
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
@@ -63,6 +67,9 @@ class Silent:
     """An observer for programs."""
 
     def say(self, line: str) -> None: ...
+    def warn(self, line: str) -> None:
+        self.say(line)
+
     def loading(self, done: int, total: int) -> None: ...
     def working(self, what: str, done: int, total: int) -> None: ...
     def planned(self, run: Run, lines: list[tuple[str, str]]) -> None: ...
@@ -71,7 +78,7 @@ class Silent:
 
 
 def open_for_training(
-    data: str,
+    data: Images,
     observer: Observer,
     labels: str | None = None,
     *,
@@ -93,10 +100,10 @@ def open_for_training(
         source = source.with_range(each)
     elif value_range is not None:
         raise ValueError(
-            f"value_range is of images that are not 8-bit gray or RGB, and those of {data} are; leave it out"
+            f"value_range is of images that are not 8-bit gray or RGB, and those of {source.name} are; leave it out"
         )
     if labels is not None:
-        source = with_labels(source, labels, say=observer.say)
+        source = with_labels(source, labels, say=observer.warn)
     if tile:
         source = tiled(source, tile)
     _check_bad(source, source.skipped, max_bad)
@@ -119,20 +126,28 @@ def _check_bad(source: Source, skipped: tuple[Skipped, ...], most: float) -> Non
 
 
 def pretrain(
-    data: str,
+    data: Images,
     out: str | Path,
     options: Options | None = None,
     *,
     resume: bool = False,
+    repeat: Repeat | None = None,
+    wandb: str | None = None,
     observer: Observer | None = None,
+    **settings: Any,
 ) -> Run:
     """Train on the images of `data` and write a run directory at `out`. Returns the run.
 
-    options: what to decide by hand; the rest follows from the data. resume: go on from the last checkpoint in `out`,
-    on the same data, with the settings written there; `epochs` or `steps` make it longer, see `continued`. So does a
-    run that its launcher starts again. ValueError, before anything is written, for what a person can set right.
+    data: what `open_source` opens: a folder, a file, or images in memory, [N, H, W], [N, H, W, C] or [N, C, H, W].
+    options: what to decide by hand; the rest follows from the data. settings: fields of `Options`, in place of what
+    `options` says: pretrain("folder", "run", method="vicreg", epochs=5), see `Options.changed`. resume: go on from the
+    last checkpoint in `out`, on the same data, with the settings written there; `epochs` or `steps` make it longer, see
+    `continued`. So does a run that its launcher starts again. repeat: the run that `options` are of; on other data than
+    its own it is begun only where it says so, and what differs from it is told. wandb: a project of W&B, or
+    ENTITY/PROJECT, that gets the numbers too. observer: is told how it goes; a `byol.console.Terminal` shows it.
+    ValueError, before anything is written, for what a person can set right.
     """
-    options = (options or Options()).checked()
+    options = (options or Options()).changed(settings).checked()
     directory = Path(out)
     if launched()[0] > 1:
         cluster.fabric(device_of(options), timeout=options.timeout)  # the processes meet
@@ -141,9 +156,12 @@ def pretrain(
     with at_once(), ExitStack() as held:
         try:
             together(lambda: _check_place(data, directory, resume))
+            if wandb is not None:
+                check_project(wandb)
+                together(lambda: check_login() if rank() == 0 else None)
             if resume:
                 together(lambda: held.enter_context(_held(directory, observer)))
-            return _pretrain(data, directory, options, resume, observer, held)
+            return _pretrain(data, directory, options, resume, repeat, wandb, observer, held)
         except Asked as asked:
             if rank() > 0:
                 raise SystemExit(128 + asked.number) from None
@@ -158,22 +176,33 @@ def pretrain(
         raise ended if done is None else Interrupted(f"{ended}; {done}", ended.number)
 
 
-def _pretrain(data: str, directory: Path, options: Options, resume: bool, observer: Observer, held: ExitStack) -> Run:
+def _pretrain(
+    data: Images,
+    directory: Path,
+    options: Options,
+    resume: bool,
+    repeat: Repeat | None,
+    wandb: str | None,
+    observer: Observer,
+    held: ExitStack,
+) -> Run:
     resumed = together(lambda: Run.read(directory / RUN)) if resume else None
     how = how_to_open(options if resumed is None else resumed)
     max_bad = options.max_bad if resumed is None else resumed.max_bad
     source, pixels = together(lambda: open_for_training(data, observer, **how, max_bad=max_bad))
-    _check_alike(data, source)
+    _check_alike(source)
     begin: Path | None = None
-    asked = options
+    asked = options if repeat is None or not repeat.exactly else repeat.asked()
     if resumed is not None:
         found = together(lambda: checkpoint.newest_whole(directory / CHECKPOINTS) if rank() == 0 else (None, []))
         begin = agreed(found[0])
         step = 0 if begin is None else checkpoint.step_of(begin)
-        run = agreed(together(lambda: _continued(data, directory, resumed, options, source, step)))
+        run = agreed(together(lambda: _continued(directory, resumed, options, source, step)))
         for aside in agreed(together(lambda: [checkpoint.set_aside(path) for path in found[1]])):
-            observer.say(f"{aside}: a checkpoint that is damaged; going on from the one before it")
+            observer.warn(f"{aside}: a checkpoint that is damaged; going on from the one before it")
     else:
+        if repeat is not None and not repeat.elsewhere:
+            together(lambda: _check_same(data, source, repeat))
         if options.auto_batch:
             options = largest_batch(options, source, pixels, observer.say)
         # A budget of time becomes steps once the rate is known; until then one a second stands for them.
@@ -190,12 +219,16 @@ def _pretrain(data: str, directory: Path, options: Options, resume: bool, observ
         training, _ = ready(run, source, pixels, directory, 0.0)
     lines = summary(run, source, training, rate)
     observer.planned(run, lines)
+    if repeat is not None:
+        for line in repeat.differs(run) or [f"nothing differs from {repeat.path}"]:
+            observer.say(line)
     if not resume:
         together(lambda: held.enter_context(_held(directory, observer)))
         together(lambda: _check_place(data, directory, resume))  # another run may have been quicker
     together(lambda: _write_start(directory, run, source, lines))
     observer.begun(run, source, pixels)
-    training.fit(observer.progress, begin=begin, budget=budget, say=observer.say)
+    board = together(lambda: Dashboard(wandb, directory, run, observer.warn) if wandb and rank() == 0 else None)
+    training.fit(observer.progress, begin=begin, budget=budget, say=observer.warn, dashboard=board)
     if training.run.replan is not None and budget is not None and rank() == 0:
         begun, first = training.run.replan
         again = f"--steps {training.run.total_steps} --set replan={begun},{first}"
@@ -225,12 +258,13 @@ def _planned(asked: Options, options: Options, steps: int | None, source: Source
 
 def _held(directory: Path, observer: Observer) -> AbstractContextManager[None]:
     """The directory is this run's, in all its processes, until it ends. ValueError where it is another's."""
-    return only_one(directory, "another run", observer.say) if rank() == 0 else nullcontext()
+    return only_one(directory, "another run", observer.warn) if rank() == 0 else nullcontext()
 
 
-def _check_place(data: str, directory: Path, resume: bool) -> None:
+def _check_place(data: Images, directory: Path, resume: bool) -> None:
     """ValueError where a run cannot begin, or go on, in a directory."""
-    if Path(data).is_dir() and directory.resolve().is_relative_to(Path(data).resolve()):
+    place = None if isinstance(data, np.ndarray) else Path(data)
+    if place is not None and place.is_dir() and directory.resolve().is_relative_to(place.resolve()):
         raise ValueError(f"{directory} lies inside {data}, where all files count as data; choose an --out elsewhere")
     if resume and not (directory / RUN).is_file():
         raise ValueError(f"{directory} holds no {RUN} to resume from; leave out --resume to start a run there")
@@ -241,16 +275,26 @@ def _check_place(data: str, directory: Path, resume: bool) -> None:
         raise ValueError(f"{there} cannot be written to; choose another --out, or allow it")
 
 
-def _continued(data: str, directory: Path, run: Run, options: Options, source: Source, step: int) -> Run:
+def _continued(directory: Path, run: Run, options: Options, source: Source, step: int) -> Run:
     """The run that goes on after `step` steps: as it was, or with more of them. ValueError where the data or what the
     options ask for is not what it was."""
     changed = manifest.changes(directory, source, run)
     if changed is not None:
         raise ValueError(
-            f"{data} is not what this run began with ({run.data}): {changed}; put that back, or start a new run with "
-            "another --out"
+            f"{source.name} is not what this run began with ({run.data}): {changed}; put that back, or start a new run "
+            "with another --out"
         )
     return continued(run, options, step)
+
+
+def _check_same(data: Images, source: Source, repeat: Repeat) -> None:
+    """ValueError where the data are not those of a run that is to be repeated on them."""
+    changed = manifest.changes(repeat.path.parent, source, repeat.run)
+    if changed is not None:
+        raise ValueError(
+            f"{data} is not what the run of {repeat.path} was trained on: {changed}; put that back, or name DATA to "
+            "train on what there is"
+        )
 
 
 def _write_start(directory: Path, run: Run, source: Source, lines: list[tuple[str, str]]) -> None:
@@ -271,14 +315,14 @@ def _write_start(directory: Path, run: Run, source: Source, lines: list[tuple[st
         manifest.write(directory, source)
 
 
-def _check_alike(data: str, source: Source) -> None:
+def _check_alike(source: Source) -> None:
     """ValueError where the processes of a run do not find the same data."""
     first = agreed((source.fingerprint, len(source)))
 
     def check() -> None:
         if first != (source.fingerprint, len(source)):
             raise ValueError(
-                f"{data} has {len(source):,} images here, not the {first[1]:,} that the first process found"
+                f"{source.name} has {len(source):,} images here, not the {first[1]:,} that the first process found"
             )
 
     together(check)

@@ -28,6 +28,7 @@ from byol.launch import launched
 from byol.methods import Method, Situation, get, uses_labels
 from byol.names import PRETRAINED, split_tag
 from byol.options import Options
+from byol.repeat import check_trusted
 from byol.run import Optimization, Padding, Run, Stem
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 
@@ -171,14 +172,6 @@ def continued(run: Run, options: Options, step: int) -> Run:
     own = {name: value for name, value in run.options.items() if name not in ("steps", "epochs")}
     asked = own | {name: given[name] for name in ("steps", "epochs") if name in given}
     return replace(run, total_steps=steps, extended=extended, options=asked, **changed)
-
-
-def check_trusted(run: Run, method: str | None) -> None:
-    """ValueError where a run's file names a module as its method that `method` does not: its code would run."""
-    if ":" in run.method and method != run.method:
-        raise ValueError(
-            f"this run's method is a module, whose code would run; if you trust it, add --method {run.method}"
-        )
 
 
 def steps_of(epochs: float, num_train: int, images_per_step: int) -> int:

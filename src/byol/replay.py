@@ -19,7 +19,8 @@ from byol.data.loader import Batch
 from byol.files import read_json, write_json
 from byol.options import Options
 from byol.pipeline import Observer, how_to_open, open_for_training, ready
-from byol.plan import check_trusted, device_of
+from byol.plan import device_of
+from byol.repeat import check_trusted
 from byol.run import RUN, Run
 from byol.train import CHECKPOINTS, Training, failure
 

@@ -159,7 +159,9 @@ class Run(Optimization):
         found = read_json(path)
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := set(found) - set(known):
-            raise ValueError(f"{path} has settings unknown to this version: {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"{path} has settings unknown to this version: {', '.join(map(ascii, sorted(unknown)[:5]))}"
+            )
         optional = {name for name, f in known.items() if f.default_factory is not dataclasses.MISSING}
         optional |= {name for name, f in known.items() if f.default is not dataclasses.MISSING}
         if missing := set(known) - set(found) - optional:

@@ -13,7 +13,7 @@ import torch
 
 from byol.data.labels import with_groups, with_labels
 from byol.data.loader import Normalization
-from byol.data.open import open_source
+from byol.data.open import Images, open_source
 from byol.data.source import DataError, Part, Range, Source, measured
 from byol.encoder import Encoder, EncoderSpec
 from byol.evaluate.columns import (
@@ -38,7 +38,7 @@ TEST_SHARE = 0.2
 
 
 def open_images(
-    data: str,
+    data: Images,
     *,
     part: Part = "train",
     channels: int | None = None,

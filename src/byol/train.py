@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from byol import checkpoint, cluster, rng
+from byol.dashboard import Dashboard
 from byol.data.loader import Batch, Loader, Normalization, split_hold_out
 from byol.data.source import DataError, Source
 from byol.diagnose import SETTLED_STEPS, Health
@@ -216,14 +217,16 @@ class Training:
         begin: Path | None = None,
         budget: Budget | None = None,
         say: Callable[[str], None] = lambda line: None,
+        dashboard: Dashboard | None = None,
     ) -> None:
         """Train to the end, writing metrics, checkpoints and at last the backbone.
 
         begin: the checkpoint to go on from. budget: when to end, by planning again once. say: is told what a person
-        should read meanwhile. Interrupted where a signal asks for it: after a whole step, while there are steps.
+        should read meanwhile. dashboard: gets every line of numbers too. Interrupted where a signal asks for it: after
+        a whole step, while there are steps.
         """
         start = self._done = 0 if begin is None else self.restore(begin)
-        self._journal = Journal(self.run, self.directory, start, observe, say)
+        self._journal = Journal(self.run, self.directory, start, observe, say, dashboard)
         self._found = [found for step, found in self._journal.looks if self._settled(step)]
         if self.fabric.device.type == "cuda":  # the trial steps held a second copy of everything
             torch.cuda.reset_peak_memory_stats(self.fabric.device)

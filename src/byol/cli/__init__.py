@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
 
+from byol.cli.classify import classify
 from byol.cli.export import export
+from byol.cli.help import Command
 from byol.cli.importing import import_weights
 from byol.cli.listing import list_names
 from byol.cli.look import explore, report
@@ -20,10 +23,18 @@ from byol.launch import is_first_here, launched, launched_rank
 SHARED = ("pretrain", "embed")
 """Commands that several processes do together."""
 
-for _command in (demo, pretrain, estimate, views, evaluate, compare, ablate, report, embed, explore, export):
-    app.command()(_command)
-app.command("import")(import_weights)
-app.command("list")(list_names)
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Train": {"demo": demo, "pretrain": pretrain, "estimate": estimate, "views": views},
+    "Measure": {"evaluate": evaluate, "compare": compare, "ablate": ablate},
+    "Look": {"report": report, "embed": embed, "explore": explore},
+    "Use": {"classify": classify, "export": export, "import": import_weights},
+    "Look up": {"list": list_names},
+}
+"""Section of the help -> name of the command -> what it does."""
+
+for _section, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, cls=Command, rich_help_panel=_section)(_command)
 
 
 def main() -> None:

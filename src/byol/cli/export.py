@@ -24,9 +24,15 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the backbone for other tools, which need nothing of this package, with a model card.
+    """Write the backbone for timm, Hugging Face, torchvision, ONNX or torch.export.
 
-    The features that come out are compared with the encoder's once it is written.
+    They need nothing of this package. A model card comes along, and the features that come out are compared with the
+    encoder's once it is written.
+
+    Examples:
+        byol export run --format timm
+        byol export run --format huggingface --out my-backbone --licence Apache-2.0
+        byol export run --format onnx --json
     """
     try:
         names.check_format(format)

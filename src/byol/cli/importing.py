@@ -40,7 +40,13 @@ def import_weights(
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory to write the run into.", show_default=False)],
     origin: Annotated[
-        Origin, typer.Option("--from", help="Whose layout the file has; auto sees it from the file's names.")
+        Origin,
+        typer.Option(
+            "--from",
+            metavar="LIBRARY",
+            help="Whose layout the file has: deepmind, solo-learn, lightly, vicreg, barlow-twins, moco, simsiam, "
+            "torchvision or timm; auto sees it from the file's names.",
+        ),
     ] = Origin.auto,
     backbone: Backbone = None,
     prefix: Annotated[
@@ -57,10 +63,15 @@ def import_weights(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run directory from weights trained elsewhere, for every other command to take.
+    """Make a run of weights trained elsewhere, for every other command to take.
 
     DeepMind's BYOL checkpoints, state dicts of solo-learn, lightly, VICReg, Barlow Twins, MoCo and SimSiam,
     torchvision's names, and timm's models.
+
+    Examples:
+        byol import pretrain_res50x1.pkl --out deepmind
+        byol import checkpoint.ckpt --from solo-learn --image-size 32 --out solo
+        byol import timm:resnet50.a1_in1k --out imagenet
     """
     is_file = Path(source).exists()
     if not is_file:

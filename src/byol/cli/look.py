@@ -15,17 +15,19 @@ from byol.cli.shared import AsJson, fail, print_json
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run directories; several stand side by side.", show_default=False)
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Several stand side by side.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The page; RUN/report.html of one run, report.html of several.")
+        Path | None, typer.Option("--out", metavar="FILE", show_default="RUN/report.html, of one run", help="The page.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page to look at: how good and how healthy a run is, what it saw, and what it makes of the images.
+    """Write a page to look at: how good a run is, what it saw, what it makes of the images.
 
     One HTML file that needs no network, for a browser or a mail. `pretrain`, `demo` and `evaluate` write it too.
+
+    Examples:
+        byol report run
+        byol report run other-run --out both.html
     """
     for run in runs:
         if not (run / "run.json").is_file() and not (run / "backbone.json").is_file():
@@ -58,9 +60,14 @@ def explore(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look at an embedding: a map to zoom, thumbnails, neighbours, search by an image, selections as lists.
+    """Look at an embedding: map, thumbnails, neighbours, search by an image, selections.
 
     The page is for this machine's browser alone. Ctrl-C ends it.
+
+    Examples:
+        byol explore photos.parquet
+        byol explore photos.parquet --query photo.jpg
+        byol explore photos.parquet --port 0 --no-browser
     """
     if not place.exists():
         fail(f"{place} does not exist; `byol embed RUN DATA --out {place}` writes it")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from byol import names
+from byol.cli.help import SELDOM
 from byol.cli.shared import (
     AsJson,
     Backbone,
@@ -43,57 +44,74 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="knn, linear (L-BFGS), fewshot, linear-sgd, finetune, semi, transfer (linear, one row a source) or "
-            "views (no labels needed); may be repeated. By default knn, linear, fewshot and views."
+            metavar="NAME",
+            show_default="knn, linear, fewshot, views",
+            help="knn, linear (L-BFGS), fewshot, linear-sgd, finetune, semi, transfer (linear, a row a source) or "
+            "views (no labels needed). May be repeated.",
         ),
     ] = None,
-    test: Annotated[str | None, typer.Option(help="Data to test on; else the test part of DATA, or a fifth.")] = None,
+    test: Test = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(
-            help="A .csv or .tsv file that names each image's label; or, for --protocol semi, how many labels: 1%,10% "
-            "or a number per class, or a .txt list of images. May be repeated."
+            metavar="FILE.csv|AMOUNT",
+            help="A file that names each image's label; or, for semi, how many labels: 1%,10% or a number per class, "
+            "or a .txt list of images. May be repeated.",
         ),
     ] = None,
     groups: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN|REGEX",
-            help="What belongs together (a patient, a plate, a flight): a column of the labels, or a pattern in names.",
+            help="What belongs together (a patient, a flight): a column of the labels, or a pattern in names.",
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="top1, mean-per-class, or map (11 points; for several labels an image): once, or for each DATA."
+            metavar="NAME",
+            show_default="top1",
+            help="top1, mean-per-class, or map (11 points; several labels an image): once, or for each DATA.",
         ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
+            show_default="raw pixels, untrained",
             help="To stand beside it: supervised (from scratch on the same labels), another run, timm:NAME.TAG, or "
-            "NAME=FILE.safetensors; none leaves out raw pixels and the untrained network. May be repeated.",
+            "NAME=FILE.safetensors; none leaves out the two. May be repeated.",
         ),
     ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Labels per class in few-shot evaluation.")] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="Of linear-sgd; 80 in the paper.")] = 80,
+    epochs: Annotated[int, typer.Option(min=1, rich_help_panel=SELDOM, help="Of linear-sgd; 80 in the paper.")] = 80,
     full_grid: Annotated[
-        bool, typer.Option("--full-grid", help="The papers' whole grids for finetune and semi.")
+        bool, typer.Option("--full-grid", rich_help_panel=SELDOM, help="The papers' whole grids for finetune and semi.")
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Fits of linear-sgd, finetune and semi.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, rich_help_panel=SELDOM, help="Fits of linear-sgd, finetune and semi.")
+    ] = 1,
     suggest: Annotated[int | None, typer.Option(min=1, help="Name so many images worth labelling first.")] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that decode large images; 0: threads of this one.")
+        int,
+        typer.Option(min=0, rich_help_panel=SELDOM, help="Processes that decode large images; 0: threads of this one."),
     ] = 0,
     device: ComputeDevice = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no features for the next time.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", rich_help_panel=SELDOM, help="Keep no features for the next time.")
+    ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run's backbone on images, with labels or without.
 
     Raw pixels and the same network untrained stand beside it, under the same protocols.
+
+    Examples:
+        byol evaluate run labelled
+        byol evaluate run photos --suggest 50
+        byol evaluate run labelled --protocol semi --labels 1%,10% --baseline supervised
+        byol evaluate run flowers cars --protocol transfer --json
     """
     known = (*names.PROTOCOLS, "transfer", "views")
     for name in protocol or ():
@@ -163,29 +181,42 @@ def compare(
     data: Data,
     out: Out,
     methods: Annotated[
-        str, typer.Option(help="Names with commas between: methods, recipes, or your own module:Class.")
+        str,
+        typer.Option(
+            metavar="NAMES", show_default="all", help="With commas between: methods, recipes, or your own module:Class."
+        ),
     ] = ",".join(names.METHODS),
     steps: Annotated[int | None, typer.Option(min=1, help="Equal steps: one table.")] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Equal time, e.g. 5m: one table. 5m where --steps is not given.")
+        str | None,
+        typer.Option(metavar="TIME", show_default="5m without --steps", help="Equal time, e.g. 30m: one table."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method; 2 and more give intervals.")] = 3,
-    recipe: Annotated[str | None, typer.Option(help="A recipe whose network, batch and views all methods get.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A recipe whose network, batch and views all methods get.")
+    ] = None,
     own_views: Annotated[bool, typer.Option("--own-views", help="Each method's own views, for the same ones.")] = False,
     batch_size: BatchSize = None,
     image_size: ImageSize = None,
     backbone: Backbone = None,
     device: TrainDevice = None,
-    labelled: Annotated[str | None, typer.Option(help="Labelled data to evaluate on; DATA itself by default.")] = None,
+    labelled: Annotated[
+        str | None, typer.Option(metavar="DATA", show_default="DATA itself", help="Labelled data to evaluate on.")
+    ] = None,
     labels: Labels = None,
     test: Test = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train several methods alike, evaluate them alike, and show them in one table and one plot.
+    """Train and evaluate several methods alike, and show them in one table and one plot.
 
     Each brings its own optimizer, learning rate and arguments; data, views, network, batch and length are the same.
+
+    Examples:
+        byol compare labelled --out comparison
+        byol compare labelled --out comparison --methods byol,vicreg,simclr --steps 1000
+        byol compare photos --out comparison --labelled labelled --budget 30m --seeds 2
     """
     from byol.experiments import RECIPES
 
@@ -251,35 +282,43 @@ def ablate(
     name: Annotated[str, typer.Argument(help="An experiment; see `byol list experiments`.", show_default=False)],
     data: Annotated[
         str,
-        typer.Option(help="A folder with one sub-folder a class, a .parquet or .npz file with labels, or `digits`."),
+        typer.Option(metavar="DATA", help="With labels: a folder of folders, a .parquet or .npz file, or `digits`."),
     ] = "digits",
-    out: Annotated[Path, typer.Option("--out", help="Directory for runs and results; experiments share it.")] = Path(
-        "byol-ablate"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Directory for runs and results; experiments share it.")
+    ] = Path("byol-ablate"),
     recipe: Annotated[
-        str | None, typer.Option(help="What all runs share; digits_minute for `digits`. See `byol list recipes`.")
+        str | None,
+        typer.Option(metavar="NAME", show_default="digits_minute for `digits`", help="What all runs share."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Length of each run, in place of the recipe's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, show_default="the recipe's", help="Length of each run, in optimizer steps.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="The same in passes over the images.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm; intervals and verdicts need 2 and more.")] = 5,
     backbone: Backbone = None,
     image_size: ImageSize = None,
     device: TrainDevice = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; by default one a core, or one a GPU.")
+        int | None, typer.Option(min=1, show_default="one a core, or one a GPU", help="Runs side by side.")
     ] = None,
     labels: Labels = None,
     labelled: Annotated[
-        str | None, typer.Option(help="Labelled data to evaluate on; the data itself by default.")
+        str | None, typer.Option(metavar="DATA", show_default="the data itself", help="Labelled data to evaluate on.")
     ] = None,
     test: Test = None,
     only_plan: Annotated[bool, typer.Option("--plan", help="Print runs, claims and predicted time, and stop.")] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment of the BYOL paper: one thing changed at a time, beside the paper's numbers.
+    """Run an experiment of the BYOL paper: one thing changed at a time, beside its numbers.
 
-    Results stand in OUT/runs.jsonl; the same command goes on where it was interrupted.
+    Results stand in DIR/runs.jsonl; the same command goes on where it was interrupted.
+
+    Examples:
+        byol ablate collapse --plan
+        byol ablate tau --seeds 3 --out taken-apart
+        byol ablate target --data labelled --epochs 20 --seeds 2
     """
     from byol.experiments.paper import EXPERIMENTS
 

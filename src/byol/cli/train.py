@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from byol.cli.help import SELDOM
 from byol.cli.shared import (
     DATA_HELP,
     Accumulate,
@@ -33,6 +34,7 @@ from byol.cli.shared import (
     must_exist,
     options_of,
     print_json,
+    repeat_of,
     seconds_of,
     taken,
 )
@@ -40,14 +42,21 @@ from byol.launch import launched_rank, restarted
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory to write into.")] = Path("byol-demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write into.")] = Path("byol-demo"),
     seed: Seed = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps, for a quick look.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, show_default="1100", help="Fewer steps, for a quick look.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train BYOL on 4,000 real digits and show what it gained.
 
     It sees no label while it trains; raw pixels and the untrained network stand beside it. Takes minutes.
+
+    Examples:
+        byol demo
+        byol demo --steps 200 --out quick-look
+        byol demo --quiet --json > result.json
     """
     if taken(out):
         fail(f"{out} exists already; choose another --out")
@@ -69,94 +78,133 @@ def demo(
 def pretrain(
     context: typer.Context,
     data: Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA", show_default=False)] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="Directory to write the run into.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory to write the run into.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="run.json", help="Repeat that run exactly, but for what is given beside it."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; larger --epochs or --steps extend it.")
+    ] = False,
+    recipe: Recipe = None,
     method: Method = None,
     backbone: Backbone = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="WEIGHTS", help="Start from a run, a .safetensors file or timm:NAME.TAG."),
+    ] = None,
     epochs: Epochs = None,
     steps: Steps = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long to train, about, e.g. 90s, 30m, 8h or 2d.")
+        str | None, typer.Option(metavar="TIME", help="As many steps as fit into 90s, 30m, 8h or 2d.")
     ] = None,
     batch_size: BatchSize = None,
     auto_batch: AutoBatch = False,
     accumulate: Accumulate = 1,
     image_size: ImageSize = None,
     channels: Channels = None,
-    base_lr: Annotated[float | None, typer.Option(help="Learning rate for 256 images a step.")] = None,
+    base_lr: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=SELDOM, show_default="the method's", help="Learning rate for 256 images a step."),
+    ] = None,
     seed: Seed = 0,
     workers: Workers = None,
     precision: PrecisionName = None,
     device: TrainDevice = None,
-    recipe: Recipe = None,
-    init: Annotated[
-        str | None, typer.Option(metavar="RUN|FILE|timm:NAME.TAG", help="Weights the encoder starts from.")
-    ] = None,
     labels: Labels = None,
     tile: Tile = None,
     hold_out: Annotated[
-        float | None, typer.Option(help="Share of images never trained on, for diagnosis; 0 for none. 0.05 by default.")
+        float | None,
+        typer.Option(
+            rich_help_panel=SELDOM,
+            show_default="0.05",
+            help="Share of images never trained on, for diagnosis; 0 for none.",
+        ),
     ] = None,
     stop_on_collapse: Annotated[
-        bool, typer.Option("--stop-on-collapse", help="Stop when the embedding collapses.")
+        bool,
+        typer.Option("--stop-on-collapse", rich_help_panel=SELDOM, help="Stop when the embedding collapses."),
     ] = False,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Checkpoints to keep, the last so many; 2 by default.")
+        int | None,
+        typer.Option(min=1, rich_help_panel=SELDOM, show_default="2", help="Checkpoints to keep, the last so many."),
     ] = None,
     max_bad: Annotated[
-        float | None, typer.Option(help="Share of unusable images that stops the run; 0.1 by default.")
+        float | None,
+        typer.Option(rich_help_panel=SELDOM, show_default="0.1", help="Share of unusable images that stops the run."),
     ] = None,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write RUN/report.html, a page to look at.")
-    ] = True,
-    settings: Settings = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the last checkpoint in --out; larger --epochs or --steps extend it."),
+    no_report: Annotated[
+        bool, typer.Option("--no-report", rich_help_panel=SELDOM, help="Leave out RUN/report.html, a page to look at.")
     ] = False,
+    settings: Settings = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(metavar="PROJECT", help="Log to Weights & Biases too; ENTITY/PROJECT for a team's."),
+    ] = None,
     replay: Annotated[
         tuple[Path, int] | None,
-        typer.Option(metavar="RUN STEP", help="Train nothing: draw a step's batch again, and show what it does."),
+        typer.Option(
+            metavar="RUN STEP",
+            rich_help_panel=SELDOM,
+            help="Train nothing: draw a step's batch again, and show what it does.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a backbone on images without labels. Only DATA and --out are needed; the rest follows from the data.
+    """Train a backbone on images without labels.
 
-    Exit codes: 0 done, 1 stopped for a reason that is said, 2 a mistake in what was asked for; 130, 138 and 143 after
-    Ctrl-C, SIGUSR1 and SIGTERM, with the state saved for --resume.
+    Only DATA and --out are needed; the rest follows from the data, is printed first and written to DIR/run.json.
+
+    Examples:
+        byol pretrain photos --out run
+        byol pretrain photos --out run --budget 30m --method vicreg
+        byol pretrain photos --out run --resume --epochs 400    # longer
+        byol pretrain --config run/run.json --out again --seed 1
     """
     if replay is not None:
         _replay(*replay, data or None, method, as_json)
         return
-    if not data or out is None:
+    if out is None or not (data or config):
         fail("DATA and --out are needed: what to train on, and the directory to write the run into")
     typed = [name for name in context.params if _is_typed(context, name)]
-    options = options_of(
-        method,
-        recipe,
-        settings,
-        backbone=backbone,
-        epochs=epochs,
-        steps=steps,
-        budget=None if budget is None else seconds_of(budget),
-        batch_size=batch_size,
-        auto_batch=auto_batch or None,
-        accumulate=None if accumulate == 1 else accumulate,
-        image_size=image_size,
-        channels=channels,
-        base_lr=base_lr,
-        seed=seed,
-        workers=workers,
-        precision=None if precision is None else precision.value,
-        device=None if device is None else device.value,
-        init=init,
-        labels=labels,
-        tile=tile,
-        hold_out=hold_out,
-        stop_on_collapse=stop_on_collapse,
-        keep=keep,
-        max_bad=max_bad,
-    )
+    given = {
+        "backbone": backbone,
+        "epochs": epochs,
+        "steps": steps,
+        "budget": None if budget is None else seconds_of(budget),
+        "batch_size": batch_size,
+        "auto_batch": auto_batch,
+        "accumulate": accumulate,
+        "image_size": image_size,
+        "channels": channels,
+        "base_lr": base_lr,
+        "seed": seed,
+        "workers": workers,
+        "precision": None if precision is None else precision.value,
+        "device": None if device is None else device.value,
+        "init": init,
+        "labels": labels,
+        "tile": tile,
+        "hold_out": hold_out,
+        "stop_on_collapse": stop_on_collapse,
+        "keep": keep,
+        "max_bad": max_bad,
+    }
+    given = {name: value for name, value in given.items() if name in typed}
+    repeat = None
+    if config is not None:
+        if recipe is not None:
+            fail("--config and --recipe each say what to start from; give one of them")
+        repeat = repeat_of(config, method, exactly=not (given or settings or data), elsewhere=bool(data))
+        options = options_of(method, None, settings, start=repeat.options(), **given)
+        data = data or repeat.run.data
+    else:
+        options = options_of(method, recipe, settings, **given)
     options = replace(options, fixed=(*typed, *(setting.partition("=")[0] for setting in settings or ())))
+    if wandb is not None:
+        from byol.dashboard import check_project
+
+        check_project(wandb)
     must_exist(data)
     resume = resume or (restarted() and (out / "run.json").is_file())
     if resume and not (out / "run.json").is_file():
@@ -166,18 +214,16 @@ def pretrain(
         fail(f"{out} exists already; choose another --out{hint}")
     from byol.console import Terminal, stderr
     from byol.pipeline import facts_for_json
-    from byol.pipeline import pretrain as run_pretrain
-    from byol.report import Watching
+    from byol.report import pretrain as run_pretrain
 
     with Terminal() as terminal:
-        watching = Watching(out, terminal)
-        run = run_pretrain(data, out, options, resume=resume, observer=watching)
-        if report:
-            watching.done()
+        run = run_pretrain(
+            data, out, options, resume=resume, repeat=repeat, wandb=wandb, report=not no_report, observer=terminal
+        )
     if launched_rank() > 0:
         return
     if as_json:
-        print_json(facts_for_json(run, out))
+        print_json(facts_for_json(run, out) | ({} if repeat is None else {"differs": repeat.differs(run)}))
     else:
         stderr.print(f"The backbone is {out}/backbone.safetensors; `byol evaluate {out} LABELLED` says how good it is.")
 
@@ -201,9 +247,14 @@ def estimate(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what `byol pretrain` with the same options would take: FLOPs, memory, images/s, time, disk.
+    """Say what `byol pretrain` with the same options would take: memory, time, disk.
 
     Tries some steps on the data and writes nothing.
+
+    Examples:
+        byol estimate photos
+        byol estimate photos --backbone resnet50 --epochs 300 --auto-batch
+        byol estimate photos --recipe byol_imagenet_300 --json
     """
     options = options_of(
         method,
@@ -238,7 +289,7 @@ def estimate(
 
 def views(
     data: Data,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("views.png"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture to write.")] = Path("views.png"),
     method: Method = None,
     recipe: Recipe = None,
     image_size: ImageSize = None,
@@ -247,8 +298,15 @@ def views(
     settings: Settings = None,
     seed: Seed = 0,
     images: Annotated[int, typer.Option(min=1, max=32, help="How many images.")] = 8,
+    as_json: AsJson = False,
 ) -> None:
-    """Draw what the network will see: pairs of views."""
+    """Draw what the network will see: pairs of views.
+
+    Examples:
+        byol views photos
+        byol views photos --method moco --images 4 --out views.pdf
+        byol views photos --set view.crop_area="(0.5, 1)" --set view.blur=0
+    """
     options = options_of(method, recipe, settings, image_size=image_size, channels=channels, tile=tile, seed=seed)
     if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         fail(f"{out} has no ending that says what kind of picture; use .png, .jpg, .pdf or .svg")
@@ -256,7 +314,11 @@ def views(
     from byol.console import stderr
     from byol.pipeline import views_sheet
 
-    stderr.print(f"Written to {views_sheet(data, out, options, num_images=images)}.")
+    written = views_sheet(data, out, options, num_images=images)
+    if as_json:
+        print_json({"picture": str(written)})
+    else:
+        stderr.print(f"Written to {written}.")
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

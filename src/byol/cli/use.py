@@ -22,7 +22,9 @@ class MapMethod(StrEnum):
 def embed(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="NAME.parquet, or a directory of files.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PLACE", help="NAME.parquet, or a directory of files.", show_default=False)
+    ],
     part: Annotated[Part, typer.Option(help="Of data that have a training and a test part.")] = Part.all,
     tile: Tile = None,
     map_method: Annotated[
@@ -39,9 +41,14 @@ def embed(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write what the backbone makes of every image to Parquet: features, a map, neighbours, thumbnails.
+    """Write what the backbone makes of images: features, map, neighbours, as Parquet.
 
-    The same command goes on where it stopped. `byol explore` shows it.
+    The same command goes on where it stopped. `byol explore` shows what it wrote.
+
+    Examples:
+        byol embed run photos --out photos.parquet
+        byol embed run photos --out photos.parquet --duplicates --outliers 50
+        byol embed run photos --out features --map none --neighbours 0
     """
     if not (run / "backbone.json").is_file():
         fail(f"{run} holds no backbone.json; is it the --out of a finished pretrain?")

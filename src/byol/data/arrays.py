@@ -16,6 +16,9 @@ from byol.data.source import DataError, Part, Source, no_test_part, shown, verif
 
 ARRAYS = {f"{prefix}{name}" for prefix in ("", "test_") for name in ("images", "x", "labels", "y")}
 
+IN_MEMORY = "an array"
+"""The name of images that a program holds."""
+
 
 def from_array_file(name: str, path: Path, part: Part, channels: int | None) -> Source:
     """.npy: one array of images; .npz: `images` (or x), `labels` (y), `test_images` and `test_labels`."""
@@ -46,6 +49,13 @@ def from_array_file(name: str, path: Path, part: Part, channels: int | None) -> 
             raise DataError(f"{shown(name)}: images and test_images differ in size; open one part at a time")
         images, labels = np.concatenate([images, test_images]), np.concatenate([labels, test_labels])
     return from_arrays(name, images, labels, channels, has_test_part="test" in found)
+
+
+def from_array(images: np.ndarray, part: Part, channels: int | None) -> Source:
+    """Images in memory, [N, H, W], [N, H, W, C] or [N, C, H, W], as they would be in an .npy file."""
+    if part == "test":
+        raise no_test_part(IN_MEMORY, "keep those images for later")
+    return from_arrays(IN_MEMORY, *_checked(IN_MEMORY, images, None, channels), channels, has_test_part=False)
 
 
 def from_arrays(

@@ -87,10 +87,24 @@ def decode(data: bytes | Path, channels: int | None = None, reduce: int = 1) -> 
         _check(image)
         if reduce > 1:  # of no effect but for JPEG
             image.draft(image.mode, (image.width // reduce, image.height // reduce))
-        image.load()
-        pixels = _pixels(image)
-        # After load(): Pillow turns a TIFF upright while loading it, and then forgets its orientation.
-        return to_channels(_upright(pixels, _orientation(image)), channels)
+        return to_channels(_decoded(image), channels)
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """[H, W, 1 or 3] uint8 of an image that Pillow opened or made, by the rules of `decode`; or `Unusable`."""
+    try:
+        return _decoded(image)
+    except Unusable:
+        raise
+    except Exception as error:
+        raise Unusable(reason(error)) from error
+
+
+def _decoded(image: Image.Image) -> np.ndarray:
+    image.load()
+    pixels = _pixels(image)
+    # After load(): Pillow turns a TIFF upright while loading it, and then forgets its orientation.
+    return _upright(pixels, _orientation(image))
 
 
 def _jpeg(data: bytes | Path, reduce: int) -> np.ndarray | None:
@@ -173,7 +187,7 @@ def look(data: bytes | Path | str) -> tuple[int, int, int, int]:
         return found
     with opened(Path(data) if isinstance(data, str) else data) as (image, stream):
         channels = _check(image)
-        depth = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 0
+        depth = depth_of(image.mode)
         width, height = image.size
         if image.format == "TIFF":  # Pillow reports the upright size
             return height, width, channels, depth
@@ -324,7 +338,13 @@ def _check(image: ImageFile.ImageFile) -> int:
         and (width > MOST_ROW_PX or width * height > MOST_RUN_LENGTH_PIXELS)
     ):
         raise Unusable("too many pixels for run lengths")
-    return _num_channels(image.mode)
+    return num_channels(image.mode)
+
+
+def depth_of(mode: str) -> int:
+    """Of a pixel mode of Pillow's: 16 or 32 bits of gray images that have more than the 8 that `decode` keeps, else
+    0."""
+    return 32 if mode == "F" else 16 if mode.startswith("I") else 0
 
 
 def _mute_pillow() -> None:
@@ -354,7 +374,8 @@ def reason(error: Exception) -> str:
     return f"broken image: {text}" if text else f"broken image: {type(error).__name__}"
 
 
-def _num_channels(mode: str) -> int:
+def num_channels(mode: str) -> int:
+    """That `decode` gives for a pixel mode of Pillow's, or `Unusable`."""
     if mode in _GRAY_MODES:
         return 1
     if mode in _COLOUR_MODES:
@@ -370,7 +391,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     rows = max(1, _STRIP_PIXELS // image.width)
     if image.height <= rows:
         return _strip(image)
-    found = np.empty((image.height, image.width, _num_channels(image.mode)), np.uint8)
+    found = np.empty((image.height, image.width, num_channels(image.mode)), np.uint8)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
         found[top:bottom] = _strip(image.crop((0, top, image.width, bottom)))
@@ -394,7 +415,7 @@ def _strip(image: Image.Image) -> np.ndarray:
         values = np.asarray(image.convert(alpha_mode)).astype(np.uint16)
         colour, alpha = values[..., :-1], values[..., -1:]
         return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)  # at most 65152
-    if _num_channels(mode) == 1:
+    if num_channels(mode) == 1:
         return np.array(image.convert("L"))[..., None]
     return np.array(image.convert("RGB"))
 

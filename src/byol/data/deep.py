@@ -86,7 +86,7 @@ def pixels(path: str) -> np.ndarray:
 def pillow_values(path: str) -> np.ndarray:
     """[H, W, C] of the numbers in a file that Pillow reads: 16 bits or floats where it keeps them, else `decode`'s."""
     with decode.opened(Path(path)) as (image, _):
-        if image.mode.startswith("I") or image.mode == "F":
+        if decode.depth_of(image.mode):
             return np.array(image)[..., None]
     return decode.decode(Path(path))
 

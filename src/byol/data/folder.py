@@ -83,17 +83,13 @@ class Files:
             except OSError as error:
                 raise Unusable(reason(error)) from error
             raise Unusable(NOT_AN_IMAGE)
-        return deep.look(path, self.channels) if deep.is_deep_name(file) else look(path)
+        return look_at(path, self.channels)
 
     def values(self, position: int, channels: int) -> np.ndarray:
-        file = self.files[position]
-        path = f"{self.root}/{file}"
-        return deep.values(path, channels) if deep.is_deep_name(file) else deep.pillow_values(path)
+        return values_at(f"{self.root}/{self.files[position]}", channels)
 
     def read(self, position: int, channels: int, reduce: int = 1) -> np.ndarray:
-        if self.files[position].lower().endswith(deep.ARRAY):
-            return to_channels(deep.pixels(f"{self.root}/{self.files[position]}"), channels)
-        return decode(self.root / self.files[position], channels, reduce)
+        return pixels_at(f"{self.root}/{self.files[position]}", channels, reduce)
 
     def name(self, position: int) -> str:
         return self.files[position]
@@ -115,6 +111,23 @@ class Files:
 
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             yield from pool.map(digest, positions.tolist(), chunksize=64)
+
+
+def look_at(path: str, channels: int | None) -> tuple[int, int, int, int]:
+    """What `Deep.look` gives of a file. channels: that are wanted, None if nobody said."""
+    return deep.look(path, channels) if deep.is_deep_name(path) else look(path)
+
+
+def values_at(path: str, channels: int) -> np.ndarray:
+    """[H, W, C] of the numbers in a file."""
+    return deep.values(path, channels) if deep.is_deep_name(path) else deep.pillow_values(path)
+
+
+def pixels_at(path: str, channels: int | None = None, reduce: int = 1) -> np.ndarray:
+    """[H, W, C] uint8 of a file. channels, reduce: see `decode`."""
+    if path.lower().endswith(deep.ARRAY):
+        return to_channels(deep.pixels(path), channels)
+    return decode(Path(path), channels, reduce)
 
 
 def _is_image(file: str) -> bool:

@@ -11,25 +11,25 @@ from pathlib import Path
 import numpy as np
 
 from byol import names
-from byol.data.arrays import digits, from_array_file, from_arrays
+from byol.data.arrays import digits, from_array, from_array_file, from_arrays
 from byol.data.decode import is_image_name
 from byol.data.folder import from_folder, walk
 from byol.data.parquet import from_parquet
 from byol.data.shards import ENDINGS, from_shards, is_elsewhere
 from byol.data.source import DataError, Part, Source, shown
 
+Images = str | Path | np.ndarray
+"""What a person names, or a program holds."""
 STREAM_FROM_BYTES = 4 << 30
 PARTS = ("train", "test", "all")
 KINDS = "`digits`, a folder, a .parquet, .tar, .npy or .npz file, or a URL of shards"
 
 
-def open_source(
-    spec: str | Path, *, part: Part = "train", channels: int | None = None, streams: bool = False
-) -> Source:
+def open_source(spec: Images, *, part: Part = "train", channels: int | None = None, streams: bool = False) -> Source:
     """Open what a person named; every entry's header is read, its pixels are not.
 
     spec: "digits" (5,000 MNIST digits; a folder of that name is "./digits"), a folder of images or of Parquet
-        files, or a .parquet, .npy or .npz file.
+        files, or a .parquet, .npy or .npz file; or images in memory, as such a file would hold them.
     part: "train" is everything where the data have no parts; "test" is an error there. Parts are: a folder's
         train/ and test/ (else val/); Parquet files with train and test (else validation) as a word of their
         path; an .npz file's `images` and `test_images`. Each part has its own listing, hence its own ids from
@@ -42,6 +42,8 @@ def open_source(
         raise DataError(names.unknown("part", part, PARTS))
     if channels is not None and channels < 1:
         raise DataError(f"channels={channels!r} is not possible; use 1 or more, or leave it out")
+    if isinstance(spec, np.ndarray):
+        return from_array(spec, part, channels)
     name = str(spec)
     if spec == "digits":
         images, labels = digits()

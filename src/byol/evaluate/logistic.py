@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from scipy.optimize import OptimizeResult, minimize
 from scipy.special import expit
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 SMALL_FIT = 10_000_000
@@ -189,15 +190,21 @@ def descend(
         raise ValueError("penalties are not allowed to be none, infinite, 0 or below; use one or more positive numbers")
     # Small fits lose more to waiting threads than they win: 1.8 s against 0.5 s for 4,000 x 256.
     threads = 1 if len(images) * images.dim < SMALL_FIT else None
-    with threadpool_limits(threads, user_api="blas"):
+    with _libraries().limit(limits=threads, user_api="blas"):
         objective = Objective(images, targets, link, effort.streamed if images.streamed else np.float64)
         weight = np.zeros((len(classes), len(objective.squares)))
         goal = effort.tolerance * float(np.linalg.norm(objective(weight)[1]))
     for penalty in sorted(penalties, reverse=True):
-        with threadpool_limits(threads, user_api="blas"):
+        with _libraries().limit(limits=threads, user_api="blas"):
             weight, converged = _fit(objective, weight, penalty, goal, effort.iterations)
             turned = weight[:, :-1] @ objective.axes.T
         yield penalty, LinearClassifier(classes, turned, weight[:, -1], images.mean, images.std, converged)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """What counts threads, found once: looking for it takes longer than a small fit."""
+    return ThreadpoolController()
 
 
 def softmax(logits: np.ndarray, targets: np.ndarray) -> float:

@@ -116,6 +116,7 @@ class Training:
     supervised: bool
     """Whether training from scratch is also compared with protocols that leave the backbone as it is."""
     say: Callable[[str], None]
+    note: Callable[[str], None]
     working: Working
 
     def starts(self) -> list[Column]:
@@ -193,7 +194,7 @@ def _linear(training: Training) -> list[Row]:
     split = training.split(settings.seed)
     fitted = {}
     for column in training.columns:
-        training.say(f"linear: {column.name}")
+        training.note(f"linear: {column.name}")
         x = training.features(column)
         score = training.score()
         if train.targets is not None:
@@ -230,7 +231,7 @@ def _fewshot(training: Training) -> list[Row]:
     labels = training.train.labels
     fitted = {}
     for column in training.columns:
-        training.say(f"few-shot: {column.name}")
+        training.note(f"few-shot: {column.name}")
         found = fit_fewshot(
             training.features(column),
             labels,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.stats import binomtest
 
 Metric = Callable[..., "float | np.ndarray"]
 
@@ -152,6 +153,20 @@ def difference(
     """
     found = [np.atleast_1d(metric(y, a, w) - metric(y, b, w)) for w in _resamples(y, groups, seed)]
     return Difference(float(metric(y, a) - metric(y, b)), *_percentiles(np.concatenate(found)))
+
+
+def share_interval(right: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """95 % interval of a share, such as a class's accuracy: Wilson's over images, or over groups, of which one says
+    nothing. It is right for few images too, and where all are right, where resamples would never differ.
+
+    right: [N] bool, N >= 1. groups: [N] integer.
+    """
+    if groups is None:
+        found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+    if len(np.unique(groups)) < 2:
+        return 0.0, 1.0
+    return interval(accuracy, np.ones(len(right), np.int64), right.astype(np.int64), groups=groups)
 
 
 def _resamples(y: np.ndarray, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarray]:

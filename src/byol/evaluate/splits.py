@@ -1,4 +1,5 @@
-"""A fixed split of labelled images in two, that keeps groups of images (of one patient, one video) together."""
+"""Fixed splits of labelled images, in two or in folds, that keep groups of images (of one patient, one video)
+together."""
 
 from __future__ import annotations
 
@@ -26,6 +27,36 @@ def split(
         raise DataError(f"the images are of {len(codes)} group, and a split needs 2 or more; name another grouping")
     held = _held_groups(np.unique(labels, return_inverse=True)[1], of_row, share, np.random.default_rng(seed))
     return np.flatnonzero(~held[of_row]), np.flatnonzero(held[of_row])
+
+
+def folds(labels: np.ndarray, number: int, *, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """The fold of each image, [N] int64 in 0..number - 1, or -1 of those that no fold may hold out.
+
+    Each class is dealt out evenly. No fold holds the whole of a class, so that what is trained on the others knows all
+    of them: images of a class of one image stay out of all folds. groups: [N] integer; no group is cut, and a class of
+    one group stays out of all folds, with its group. Folds may be empty.
+
+    The largest groups go first, in a random order where they are equal, each to the fold that has least of its classes:
+    the one where the squared distance from an even share, relative to each class, grows least.
+    """
+    if number < 2:
+        raise ValueError(f"number={number} is not allowed; use 2 folds or more")
+    classes = np.unique(labels, return_inverse=True)[1]
+    of_row = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)[1]
+    total = np.bincount(classes)
+    sizes = np.bincount(of_row)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    rows = np.split(np.argsort(of_row, kind="stable"), np.cumsum(sizes)[:-1])
+    of_group, held = np.full(len(sizes), -1), np.zeros((number, len(total)), np.int64)
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
+        mine, counts = np.unique(classes[rows[group]], return_counts=True)
+        growth = (counts * (2 * held[:, mine] + counts) / total[mine]).sum(axis=1)
+        growth[(held[:, mine] + counts == total[mine]).any(axis=1)] = np.inf
+        fold = np.lexsort((held.sum(axis=1), growth))[0]
+        if np.isfinite(growth[fold]):
+            of_group[group] = fold
+            held[fold, mine] += counts
+    return of_group[of_row]
 
 
 def _held_groups(labels: np.ndarray, groups: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:

@@ -71,14 +71,15 @@ def evaluate(
     cache: FeatureCache | None = None,
     look_for_duplicates: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
     working: Working = idle,
 ) -> Evaluated:
     """Every protocol of the settings for every column; of each row the differences of the first column to the others.
 
     Test images are opened after the last fit, and choose nothing: no function that chooses can reach them. Where a
     protocol fails, the others go on; its error is raised where it was the only one. scratch:
-    the network that training from scratch starts with; supervised: see `Training`. say, working: who is told what
-    begins, and how far it is.
+    the network that training from scratch starts with; supervised: see `Training`. say, note, working: who is told
+    what a person should read, what begins, and how far it is.
     """
     settings = _possible(settings, parts.train, say)
     for column in (*columns, *([] if scratch is None else [scratch])):
@@ -88,12 +89,14 @@ def evaluate(
     train, train_features = all_features(read, parts.train, settings, cache, working)
     if gone := len(parts.train) - len(train):
         say(f"{gone:,} of {len(parts.train):,} training images cannot be read: they are left out")
-    training = Training(train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say, working)
+    training = Training(
+        train, settings, lambda c: train_features[c.name], columns, scratch, supervised, say, note, working
+    )
     rows, failed = fit_rows(training)
     if failed and not rows:
         raise next(iter(failed.values()))
 
-    say("test images")
+    note("test images")
     tested = parts.open_test()
     test, test_features = all_features(read, tested, settings, cache, working)
     if gone := len(tested) - len(test):
@@ -118,7 +121,7 @@ def evaluate(
     }
     predictions: dict[tuple[str, str], np.ndarray] = {}
     for row in rows:
-        say(f"test: {row.name}")
+        note(f"test: {row.name}")
         try:
             said = {name: fit.predict(test, test_features.get(name)) for name, fit in row.fitted.items()}
             found["rows"].append(_scored(row, said, test, settings))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from byol.data.open import Images
 from byol.data.source import Source
 from byol.embed import digest, embed, read_about
 from byol.embeddings import Embeddings
@@ -56,15 +57,15 @@ def draw_views(directory: Path) -> None:
     write_views(directory, run, source, pixels)
 
 
-def draw_sample(directory: Path, observer: Observer) -> None:
+def draw_sample(directory: Path, observer: Observer, data: Images | None = None) -> None:
     """embedding.parquet: of at most SAMPLE images of the run's data, see `byol.embed`; anew where the weights are not
-    those that it was made with. In all processes of a run."""
+    those that it was made with. In all processes of a run. data: the run's, where they are in memory."""
     run, out = Run.read(directory / RUN), directory / EMBEDDING
     if rank() == 0 and out.is_file() and read_about(out).get("backbone") != digest(directory):
         out.unlink()
     embed(
         directory,
-        run.data,
+        run.data if data is None else data,
         out,
         part="train",
         labels=run.labels,

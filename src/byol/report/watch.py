@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from byol import pipeline
+from byol.data.open import Images
 from byol.data.source import Source
 from byol.journal import Progress
+from byol.options import Options
 from byol.parallel import rank
 from byol.pipeline import Observer, Silent
+from byol.repeat import Repeat
 from byol.report import gallery
 from byol.report.facts import VIEWS
 from byol.report.page import REFRESH_SECONDS, REPORT, write_page
@@ -30,8 +35,8 @@ class Watching:
     def __init__(self, directory: Path, observer: Observer) -> None:
         self._directory, self._observer = directory, observer
         self._next, self._silent = 0.0, False
-        self.say, self.loading, self.working = observer.say, observer.loading, observer.working
-        self.planned = observer.planned
+        self.say, self.warn, self.planned = observer.say, observer.warn, observer.planned
+        self.loading, self.working = observer.loading, observer.working
 
     def begun(self, run: Run, source: Source, pixels: Tensor | None) -> None:
         self._observer.begun(run, source, pixels)
@@ -44,12 +49,14 @@ class Watching:
         if time.monotonic() >= self._next:
             self._write()
 
-    def done(self) -> None:
-        """The page of the finished run, with a sample of its images. In all processes of the run."""
+    def done(self, data: Images | None = None) -> None:
+        """The page of the finished run, with a sample of its images. In all processes of the run. data: the run's, if
+        they are in memory."""
         if rank() == 0:
             self.say(f"a page to look at: {self._directory / REPORT}")
-        self._try(lambda: gallery.draw_sample(self._directory, self._observer))
-        self._try(lambda: write_page([self._directory], self._directory / REPORT))
+        self._try(lambda: gallery.draw_sample(self._directory, self._observer, data))
+        if rank() == 0:
+            self._try(lambda: write_page([self._directory], self._directory / REPORT))
 
     def _write(self) -> None:
         begun = time.monotonic()
@@ -65,6 +72,36 @@ class Watching:
             if not self._silent and rank() == 0:
                 self.say(f"{REPORT} is not all that it could be: {error}")
             self._silent = True
+
+
+def pretrain(
+    data: Images,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    resume: bool = False,
+    repeat: Repeat | None = None,
+    wandb: str | None = None,
+    report: bool = True,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> Run:
+    """Train on the images of `data`, write a run directory at `out` and its page, OUT/report.html. Returns the run.
+
+    data: a folder, a file, see `open_source`, or images in memory, [N, H, W], [N, H, W, C] or [N, C, H, W] uint8.
+    options: what to decide by hand; the rest follows from the data. settings: fields of `Options`, in place of what
+    `options` says: pretrain("folder", "run", method="vicreg", epochs=5). resume: go on from the last checkpoint in
+    `out`, on the same data; `epochs` or `steps` make the run longer. repeat, wandb: see `byol.pipeline.pretrain`.
+    report: whether the page is written. observer: is told how it goes; a `byol.console.Terminal` shows it. ValueError,
+    before anything is written, for what a person can set right.
+    """
+    settings |= {"resume": resume, "repeat": repeat, "wandb": wandb}
+    if not report:
+        return pipeline.pretrain(data, out, options, observer=observer, **settings)
+    watching = Watching(Path(out), observer or Silent())
+    run = pipeline.pretrain(data, out, options, observer=watching, **settings)
+    watching.done(data)
+    return run
 
 
 def report(runs: Sequence[str | Path], out: str | Path | None = None, *, observer: Observer | None = None) -> Path:
