@@ -62,7 +62,7 @@ def _outside(text: str, directory: Path) -> str:
         place, _, anchor = address.partition("#")
         if not place or urlsplit(place).scheme:
             return match[0]
-        target = (directory / place).resolve()
+        target = Path(os.path.normpath(directory / place))
         if target.is_relative_to(HERE) or not target.is_relative_to(ROOT) or not target.exists():
             return match[0]  # a page, or a mistake that the build will name
         inside = target.relative_to(ROOT).as_posix()

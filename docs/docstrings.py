@@ -30,7 +30,7 @@ def _public() -> str:
     lines = []
     for name in sorted(byol.__all__):
         if inspect.isclass(getattr(byol, name)):
-            lines += [f".. autoclass:: byol.{name}()", "   :members:", ""]
+            lines += [f".. autoclass:: byol.{name}()", ""]
         else:
             lines += [f".. autofunction:: byol.{name}", ""]
     return "\n".join(["```{eval-rst}", *lines, "```"])
@@ -91,7 +91,7 @@ def _paragraph(block: str, names: set[str]) -> list[str]:
         lines += [f"- {head}: {_inline(said)}"]
         if result:
             lines += ["", _inline(result)]
-    return [*lines, ""]
+    return [*lines, ""] if lines[-1] else lines
 
 
 def _result(said: str) -> tuple[str, str]:
