@@ -8,7 +8,7 @@ import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
-import byol.pipeline  # noqa: F401 (what is slow; not byol.console, which looks at the environment)
+import byol.console  # noqa: F401 (for all that it imports, which is slow; a child has its own)
 
 ASIDE = ("NO_COLOR", "FORCE_COLOR", "CI", "BYOL_QUIET", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
@@ -33,6 +33,7 @@ def child(environment, outputs):
     try:
         for name in ASIDE:
             os.environ.pop(name, None)
+        del sys.modules["byol.console"]
         os.environ.update({"TERM": "xterm-256color", "COLUMNS": "40", **environment})
         for ours, theirs in zip((1, 2), outputs, strict=True):
             os.dup2(theirs, ours)

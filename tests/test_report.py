@@ -35,7 +35,7 @@ class Listening(Silent):
     def __init__(self):
         self.lines = []
 
-    def say(self, line):
+    def warn(self, line):
         self.lines.append(line)
 
 

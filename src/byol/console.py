@@ -41,11 +41,8 @@ class Lines(Console):
 
     def print(self, *objects: Any, **how: Any) -> None:
         """As Rich's; on stderr nothing where only warnings are asked for."""
-        if not (self.stderr and is_quiet()):
-            self.warn(*objects, **how)
-
-    def warn(self, *objects: Any, **how: Any) -> None:
-        """Print in any case."""
+        if self.stderr and is_quiet():
+            return
         if all(isinstance(each, (str, Text)) for each in objects):
             how.setdefault("soft_wrap", True)
         super().print(*objects, **how)
@@ -65,7 +62,7 @@ _WORDS = {
 class Terminal:
     """Shows a run as it goes. Use as a context manager."""
 
-    def __init__(self, console: Lines = stderr, *, plan: bool = True) -> None:
+    def __init__(self, console: Console = stderr, *, plan: bool = True) -> None:
         self._console = console
         self._plan = plan
         self._moves = console.is_interactive and console.file.isatty()
@@ -96,7 +93,8 @@ class Terminal:
         self._console.print(line)
 
     def warn(self, line: str | Text) -> None:
-        self._console.warn(line)
+        # Rich's own: what `Lines` leaves out is what is no warning.
+        Console.print(self._console, line, soft_wrap=True, markup=False)
 
     def loading(self, done: int, total: int) -> None:
         self._update("loading images", done, total, "")

@@ -40,7 +40,8 @@ for _section, _commands in COMMANDS.items():
 def main() -> None:
     """Run the command line; what a person can set right is one line on stderr and exit code 2."""
     try:
-        if launched()[0] > 1 and sys.argv[1:2] not in ([name] for name in SHARED):
+        command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
+        if launched()[0] > 1 and command not in SHARED:
             fail(
                 f"only `byol {'` and `byol '.join(SHARED)}` run in several processes; start this one without a launcher"
             )

@@ -378,5 +378,5 @@ def _page(run: Path, observer: Any) -> str:
     try:
         return f" and {write_page([run], run / REPORT)}"
     except (ValueError, OSError) as error:  # the numbers are there all the same
-        observer.say(f"{REPORT} was not written: {error}")
+        observer.warn(f"{REPORT} was not written: {error}")
         return ""

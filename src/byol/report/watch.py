@@ -70,7 +70,7 @@ class Watching:
         # SystemExit: of several processes those that leave it to the first to say what is wrong.
         except (ValueError, OSError, SystemExit) as error:
             if not self._silent and rank() == 0:
-                self.say(f"{REPORT} is not all that it could be: {error}")
+                self.warn(f"{REPORT} is not all that it could be: {error}")
             self._silent = True
 
 
@@ -128,4 +128,4 @@ def _complete(directory: Path, observer: Observer) -> None:
         if gallery.has_backbone(directory):
             gallery.draw_sample(directory, observer)
     except (ValueError, OSError) as error:
-        observer.say(f"{directory}: images are left out: {error}")
+        observer.warn(f"{directory}: images are left out: {error}")
