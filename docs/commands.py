@@ -21,6 +21,7 @@ _KINDS = {"int": "N", "float": "X", "path": "PATH"}
 
 def _group() -> Any:
     import typer
+
     from byol.cli import app
 
     return typer.main.get_command(app)

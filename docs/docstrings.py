@@ -6,6 +6,7 @@ are the signature's, and everything else is text as it stands, with `names` in b
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from pathlib import Path
@@ -54,10 +55,8 @@ def arguments(what: str, obj: Any) -> set[str]:
     if what == "class":
         for each in inspect.getmro(obj):
             found |= set(vars(each).get("__annotations__", {}))
-    try:
+    with contextlib.suppress(TypeError, ValueError):  # what has no signature
         found |= set(inspect.signature(obj).parameters)
-    except (TypeError, ValueError):
-        pass
     return found
 
 
@@ -91,7 +90,7 @@ def _paragraph(block: str, names: set[str]) -> list[str]:
         lines += [f"- {head}: {_inline(said)}"]
         if result:
             lines += ["", _inline(result)]
-    return [*lines, ""] if lines[-1] else lines
+    return [*lines, ""] if lines and lines[-1] else lines
 
 
 def _result(said: str) -> tuple[str, str]:
