@@ -94,8 +94,8 @@ def _paragraph(block: str, names: set[str]) -> list[str]:
 
 
 def _result(said: str) -> tuple[str, str]:
-    """What is said of the last argument, and what of the result."""
-    at = re.search(r"(?<=[.\])] )(?:Returns? |Scalar|Gives )", said)
+    """What is said of the last argument, and what of the result or of errors."""
+    at = re.search(r"(?<=[.\])] )(?:Returns? |Scalar|Gives |(?:Value|FileNotFound)Error)", said)
     return (said[: at.start()].strip(), said[at.start() :]) if at else (said, "")
 
 
