@@ -93,7 +93,7 @@ class EmbeddingMap {
 
   screen(i) { return [this.shiftX + this.scale * this.xy[2 * i], this.shiftY - this.scale * this.xy[2 * i + 1]]; }
   shown(i) { return !this.hidden.has(this.group[i]); }
-  size() { return Math.max(1.5, Math.min(7, (Math.sqrt((this.width * this.height) / this.num) / 9) * Math.sqrt(this.scale / this.home))); }
+  size() { return Math.max(1, Math.min(7, (Math.sqrt((this.width * this.height) / this.num) / 9) * Math.sqrt(this.scale / this.home))); }
 
   draw() {
     if (this.queued) return;
@@ -122,7 +122,7 @@ class EmbeddingMap {
       context.globalAlpha = key === "dim" ? 0.18 : 0.82;
       context.beginPath();
       for (let i = 0; i < places.length; i += 2) {
-        if (many) context.rect(places[i] - radius / 2, places[i + 1] - radius / 2, radius, radius);
+        if (many) context.rect(places[i] - radius, places[i + 1] - radius, 2 * radius, 2 * radius);
         else { context.moveTo(places[i] + radius, places[i + 1]); context.arc(places[i], places[i + 1], radius, 0, 7); }
       }
       context.fill();
