@@ -261,11 +261,16 @@ def test_the_command_line_searches_and_says_what_is_wrong(place):
 
 def test_the_command_line_serves_until_it_is_interrupted(place):
     command = [sys.executable, "-m", "byol", "explore", str(place / "e.parquet"), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # Jobs of a shell in the background begin with the signal ignored.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **heard) as process:
         port = int(json.loads(process.stdout.readline())["url"].rstrip("/").rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/")
         assert b"byol explore" in connection.getresponse().read()
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()

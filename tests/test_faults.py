@@ -894,18 +894,22 @@ def test_storage_that_does_not_answer_makes_no_image_broken(tmp_path, monkeypatc
     """Another image in its place would be another run."""
     place = broken_folder(tmp_path / "images", [])
     options = replace(TINY, batch_size=4, image_size=32)
-    opened, times = Path.open, []
+    opened, broken, begun = Path.open, [], []
+
+    class Beginning(Silent):
+        def begun(self, *_):
+            begun.append(True)
 
     def failing(path, *arguments, **named):
-        times.append(path)
-        if path.suffix == ".png" and len(times) > 300:
+        broken.append(path.suffix == ".png" and begun)
+        if sum(map(bool, broken)) > 20:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return opened(path, *arguments, **named)
 
     pretrain(str(place), tmp_path / "whole", options)
     monkeypatch.setattr(Path, "open", failing)
     with pytest.raises(TrainingStopped, match=r"Input/output error: .*png.*; the state after \d+ steps is saved"):
-        pretrain(str(place), tmp_path / "run", options)
+        pretrain(str(place), tmp_path / "run", options, observer=Beginning())
     monkeypatch.undo()
     assert lines(tmp_path / "run/skipped.jsonl") == lines(tmp_path / "whole/skipped.jsonl")
     pretrain(str(place), tmp_path / "run", resume=True)

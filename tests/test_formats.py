@@ -378,9 +378,9 @@ def test_damaged_and_hostile_files_are_one_line(runs, tmp_path):
     place = copied(runs["vit"], tmp_path)
     for values, words in (
         ({"image_size": 10**9, "args": {**SPECS["vit"].args, "img_size": 32}}, "image_size"),
-        ({"normalization": {"mean": [0.1], "std": [1.0] * 3}}, "normalization"),
-        ({"normalization": {"mean": ["import os"] * 3, "std": [1.0] * 3}}, "normalization"),
-        ({"normalization": {"mean": [0.1] * 3, "std": [0.0] * 3}}, "normalization"),
+        ({"normalization": {"mean": [0.1], "std": [1.0] * 3}}, "no mean and std"),
+        ({"normalization": {"mean": ["import os"] * 3, "std": [1.0] * 3}}, "no mean and std"),
+        ({"normalization": {"mean": [0.1] * 3, "std": [0.0] * 3}}, "no mean and std"),
         ({"normalization": None}, "normalization"),
         ({"value_range": [[1, 0]] * 3}, "value_range"),
         ({"value_range": "abc"}, "value_range"),

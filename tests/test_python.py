@@ -78,7 +78,7 @@ def embedded(place, tmp_path):
     """(names, features) that `byol embed` writes of the folder."""
     embed(place / "run", str(place / "images"), tmp_path / "out")
     table = pq.read_table(tmp_path / "out").to_pydict()
-    return table["name"], np.array(table["features"], np.float32)
+    return table["path"], np.array(table["vector"], np.float32)
 
 
 def inputs_of(encoder, images, **given):

@@ -116,7 +116,7 @@ def test_a_run_s_file_gives_the_options_that_plan_the_run_again(asked, source, t
 
 def test_every_setting_of_a_run_is_planned_again():
     """A field that options and runs share, or that only a run has, is either taken from it or follows from the rest."""
-    follows = {"data", "mean", "std", "lr_every_steps", "evaluate_every_steps", "checkpoint_every_steps"}
+    follows = {"data", "mean", "std", "padding", "lr_every_steps", "evaluate_every_steps", "checkpoint_every_steps"}
     of_images = {"channels", "value_range"}
     runs = {field.name for field in dataclasses.fields(Run)} - {"options", "facts", "total_steps"}
     options = {field.name for field in dataclasses.fields(Options)}

@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import byol
 import byol.sklearn
+from byol.console import Terminal
 from byol.options import Options
 from byol.sklearn import Embedder
 
@@ -150,11 +151,13 @@ def test_what_is_wrong_is_said_in_one_line(rows, changes, says):
     assert "\n" not in str(caught.value)
 
 
-def test_it_shows_how_it_goes_where_asked(rows, capsys):
+def test_it_shows_how_it_goes_where_asked(rows, capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Terminal, "working", lambda self, *told: shown.append(told))
     Embedder((8, 8), **TINY).fit(rows[0])
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "") and not shown
     Embedder((8, 8), verbose=True, **TINY).fit(rows[0])
-    assert "training" in capsys.readouterr().err
+    assert shown[-1] == ("training", TINY["steps"], TINY["steps"])
 
 
 def test_its_example_is_right():

@@ -51,6 +51,7 @@ def finished(images, tmp_path_factory):
         warn=lambda line: None,
         loading=lambda d, t: None,
         planned=lambda run, lines: None,
+        begun=lambda run, source, pixels: None,
         progress=seen.append,
     )
     run = pretrain(images, out, TINY, observer=observer)

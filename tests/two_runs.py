@@ -88,9 +88,9 @@ def failures(arrays, folder, out):
             raise DataError("a shard is gone")
         return original(*arguments, **named)
 
-    original, byol.embed.evaluation_batches = byol.embed.evaluation_batches, unreadable
+    original, byol.embed.batches_and = byol.embed.batches_and, unreadable
     found["not embedded"] = refused(lambda: byol.embed.embed(f"{out}/exact", arrays, f"{out}/features", rows=20))
-    byol.embed.evaluation_batches = original
+    byol.embed.batches_and = original
 
     def unfit(*arguments):
         raise RuntimeError("the maps are too small")

@@ -87,9 +87,18 @@ def read_description(run_directory: Path) -> dict[str, Any]:
 
 
 def range_of(description: dict[str, Any]) -> tuple[tuple[float, float], ...] | None:
-    """The range of values a backbone was trained with, of images that are not 8-bit gray or RGB; else None."""
+    """The range of values a backbone was trained with, of images that are not 8-bit gray or RGB; else None. ValueError
+    where that is damaged."""
     found = description.get("value_range")
-    return None if found is None else tuple((low, high) for low, high in found)
+    if found is None:
+        return None
+    try:
+        ranges = tuple((float(low), float(high)) for low, high in found)
+    except (TypeError, ValueError):
+        ranges = ()
+    if len(ranges) != description.get("channels") or not all(low < high for low, high in ranges):
+        raise ValueError(f"{DESCRIPTION} says no value_range of each channel; copy it anew")
+    return ranges
 
 
 def spec_of(description: dict[str, Any]) -> EncoderSpec:
@@ -149,12 +158,12 @@ def load(run_directory: str | Path) -> TrainedEncoder:
     directory = Path(run_directory)
     description = read_description(directory)
     spec = spec_of(description)
-    normalization = normalization_of(description)
+    normalization, value_range = normalization_of(description), range_of(description)
     if not (directory / WEIGHTS).is_file():
         raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; copy it there beside {DESCRIPTION}")
     found = read_weights(directory / WEIGHTS, str(directory / WEIGHTS))
     try:
-        encoder = TrainedEncoder(spec, normalization, range_of(description))
+        encoder = TrainedEncoder(spec, normalization, value_range)
     except Exception as error:  # timm's models raise nearly anything on arguments that they do not know
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{directory / DESCRIPTION} describes no backbone of timm: {reason}; copy it anew") from error

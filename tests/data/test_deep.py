@@ -260,7 +260,7 @@ def test_five_channels_from_the_folder_to_the_numbers(plates, tmp_path, capsys):
     assert embed(out, str(other), tmp_path / "features")["images"] == 4
     import pyarrow.parquet as pq
 
-    features = np.stack(pq.read_table(tmp_path / "features" / "part-00000.parquet")["features"].to_numpy())
+    features = np.stack(pq.read_table(tmp_path / "features" / "part-00000.parquet")["vector"].to_numpy())
     from byol.evaluate.features import stream_features
     from byol.subject import open_images
 
