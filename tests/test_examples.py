@@ -126,6 +126,7 @@ def check_few_labels(text, folder):
         assert min(curve_drawn.size) > 100
 
 
+@pytest.mark.slow
 def test_few_labels_make_a_better_classifier_of_features_than_of_pixels(tmp_path):
     check_few_labels(printed("few_labels", tmp_path, "--fast"), tmp_path)
 
