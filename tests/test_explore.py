@@ -180,6 +180,16 @@ def test_it_serves_its_own_set_and_nothing_else(server):
     assert server.server_address[0] == "127.0.0.1"
 
 
+def test_a_set_that_says_nothing_of_itself_is_shown_too(place, tmp_path):
+    table = pq.read_table(place / "e.parquet").drop_columns(["neighbors", "label", "class"])
+    pq.write_table(table.replace_schema_metadata({}), tmp_path / "bare.parquet")
+    with serving(Explorer(embeddings.read(tmp_path / "bare.parquet"))) as server:
+        status, body = ask(server, "GET", "/")
+        assert status == 200 and b"coloured by cluster" in body
+        assert json.loads(ask(server, "GET", "/row/3")[1])["neighbours"] == []
+        assert b"with --run" in ask(server, "POST", "/search", b"an image")[1]
+
+
 def test_other_sites_are_not_answered(server):
     for headers in (
         {"Host": "evil.example"},

@@ -70,7 +70,7 @@ class Explorer:
             "points": len(self.rows),
             "groups": names,
             "kind": kind,
-            "map": about.get("map") or {},
+            "map": {"method": "", "trustworthiness": None, **(about.get("map") or {})},
             "neighbors": about.get("neighbors"),
             "data": about.get("data", ""),
         }

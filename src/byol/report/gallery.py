@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -141,5 +142,7 @@ def groups(found: Embeddings) -> tuple[np.ndarray, list[str], str]:
     return of, [f"cluster {i + 1}" for i in range(int(of.max()) + 1)], "cluster"
 
 
-def _natural(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdecimal() and len(name) < 10 else (1 << 40, name)
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Names in the order of the numbers in them."""
+    pieces = re.split(r"(\d{1,9})", name)
+    return [(int(piece), "") if i % 2 else (0, piece) for i, piece in enumerate(pieces)]
