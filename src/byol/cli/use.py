@@ -84,9 +84,8 @@ def embed(
                 terminal.say("images that are there twice")
                 groups, table = embeddings.list_duplicates(read)
                 found["duplicates"] = {"groups": len(groups), "images": sum(map(len, groups)), "table": str(table)}
-                lines.append(
-                    f"{sum(map(len, groups)):,} images in {len(groups):,} groups of the same picture: {table}."
-                )
+                kinds = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+                lines.append(f"{sum(map(len, groups)):,} images in {kinds} of the same picture: {table}.")
             if outliers:
                 strange, table, sheet = embeddings.list_outliers(read, outliers)
                 found["outliers"] = {"names": strange, "table": str(table), "picture": str(sheet)}

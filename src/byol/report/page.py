@@ -76,8 +76,17 @@ def template(name: str) -> Any:
         loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["json"] = script_json
+    environment.filters["code"] = _with_code
     environment.globals["part"] = lambda part: (PARTS / part).read_text("utf-8")
     return environment.get_template(name)
+
+
+def _with_code(text: str) -> Any:
+    """What stands between backticks as code."""
+    from markupsafe import Markup
+
+    pieces = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(pieces))
 
 
 def script_json(value: Any) -> str:
