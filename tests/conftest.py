@@ -3,11 +3,15 @@ import os
 import subprocess
 import sys
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 import byol.pipeline
+from byol import cli
 
 # Processes of pytest-xdist share the cores: threads that wait for each other would take turns.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -108,3 +112,32 @@ def make_run():
         return Run(**(fields | changes))
 
     return make
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["byol", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out = capsys.readouterr()
+        return stopped.value.code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """ResNet-18 of other weights, where timm looks for `a1_in1k` before it downloads."""
+    torch.manual_seed(7)
+    weights = timm.create_model("resnet18").state_dict()
+    repository = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(weights, repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return weights

@@ -18,20 +18,6 @@ from byol.options import Options
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["byol", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out = capsys.readouterr()
-        return stopped.value.code, out.out, out.err
-
-    return call
-
-
-@pytest.fixture
 def images(tmp_path):
     folder = tmp_path / "images"
     for name in ("cat", "dog"):

@@ -2,11 +2,8 @@
 
 import json
 
-import huggingface_hub.constants
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 from byol.checkpoint import write_tensors
 from byol.data.loader import load_pixels
@@ -15,21 +12,6 @@ from byol.encoder import Encoder, EncoderSpec
 from byol.export import start_from
 from byol.options import Options
 from byol.plan import plan
-
-
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """ResNet-18 of other weights, where timm looks for `a1_in1k` before it downloads."""
-    torch.manual_seed(7)
-    weights = timm.create_model("resnet18").state_dict()
-    repository = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_file(weights, repository / "snapshots" / ("0" * 40) / "model.safetensors")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return weights
 
 
 @pytest.fixture(scope="module")

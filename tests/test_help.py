@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import typer
 
-from byol import cli, names
+from byol import names
 from byol.cli.help import Command, examples, summary
 from byol.cli.shared import app
 from byol.experiments import RECIPES
@@ -22,20 +22,6 @@ LINES, COLUMNS = 40, 100
 """What a help fits in: less than a laptop's terminal window, in its usual type, has."""
 GROUP = typer.main.get_command(app)
 COMMANDS = GROUP.commands
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["byol", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out = capsys.readouterr()
-        return stopped.value.code, out.out, out.err
-
-    return call
 
 
 @pytest.mark.parametrize("columns", [COLUMNS, 60, 200])

@@ -11,7 +11,6 @@ from argparse import Namespace
 
 import dill
 import haiku_files
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import timm
@@ -25,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import byol
-from byol import cli, pickled
+from byol import pickled
 from byol.encoder import Encoder, EncoderSpec
 from byol.export import check_plain_timm, read_description, save_backbone, spec_of
 from byol.importing import import_weights, resnet_of
@@ -34,21 +33,6 @@ from byol.options import Options
 from byol.pipeline import pretrain
 from byol.run import Run
 from byol.views.view import IMAGENET_MEAN, IMAGENET_STD
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["byol", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out = capsys.readouterr()
-        return stopped.value.code, out.out, out.err
-
-    return call
-
 
 # DeepMind's layout
 
@@ -647,21 +631,6 @@ def test_an_option_that_does_not_fit_is_one_line_and_writes_nothing(run, tmp_pat
 
 
 # Names of timm
-
-
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """ResNet-18 of other weights, where timm looks for `a1_in1k` before it downloads."""
-    torch.manual_seed(7)
-    weights = timm.create_model("resnet18").state_dict()
-    repository = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_file(weights, repository / "snapshots" / ("0" * 40) / "model.safetensors")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return weights
 
 
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "timm:resnet18.a1_in1k", "resnet18"])

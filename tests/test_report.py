@@ -208,6 +208,14 @@ def test_the_sample_belongs_to_the_weights(place, tmp_path):
     assert (tmp_path / "run/embedding.parquet").read_bytes() != before
 
 
+def test_numbers_of_earlier_weights_are_no_verdict(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    page = write_page([tmp_path / "run"], tmp_path / "page.html")
+    assert "of earlier weights" not in page.read_text()
+    shutil.copy(place / "other/backbone.safetensors", tmp_path / "run/backbone.safetensors")
+    assert "of earlier weights" in write_page([tmp_path / "run"], page).read_text()
+
+
 def test_data_that_are_gone_leave_images_out_and_say_so(place, tmp_path):
     shutil.copytree(place / "run", tmp_path / "run")
     run = json.loads((tmp_path / "run/run.json").read_text())

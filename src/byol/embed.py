@@ -6,7 +6,6 @@ neighbours and map, and writes what was asked for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from byol.encoder import Encoder
 from byol.evaluate import maps, neighbours
 from byol.evaluate.features import stream_features
 from byol.evaluate.images import batches_and
-from byol.export import WEIGHTS, load, range_of, read_description
+from byol.export import digest, load, range_of, read_description
 from byol.files import is_free, read_json, replacing, write_json
 from byol.parallel import agreed, collected, rank, together, world_size
 from byol.pictures import thumbnail
@@ -175,12 +174,6 @@ def _loaded(run_directory: Path) -> tuple[Encoder, str]:
     if digest(run_directory) != before:
         raise ValueError(f"{run_directory} was written while it was read; embed once it is trained")
     return encoder, before
-
-
-def digest(run_directory: Path) -> str:
-    """SHA-256 of a run's weights, in hexadecimal."""
-    with (run_directory / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _opened(

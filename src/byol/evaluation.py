@@ -25,7 +25,7 @@ from byol.evaluate.labelled import Parts
 from byol.evaluate.protocols import Settings
 from byol.evaluate.subsets import write_list
 from byol.evaluate.table import Evaluated, evaluate, stronger_untrained
-from byol.export import range_of
+from byol.export import digest, range_of
 from byol.files import read_json, write_json
 from byol.pipeline import Observer, Silent
 from byol.subject import COLUMNS, baseline, device_of, open_images, open_parts, read_backbone, views_of
@@ -97,7 +97,14 @@ def evaluate_run(
         evaluated.found["warnings"].append(f"{line}; give other images with --test")
     if (counts := confusion(evaluated)) is not None:
         evaluated.found["confusion"] = counts
-    about = {"run": str(run_directory), "data": data, "test": test, "labels_file": labels, "grouped_by": groups}
+    about = {
+        "run": str(run_directory),
+        "weights": digest(run_directory),
+        "data": data,
+        "test": test,
+        "labels_file": labels,
+        "grouped_by": groups,
+    }
     evaluated = replace(evaluated, found={**about, **used, **evaluated.found})
     if write:
         evaluated = replace(evaluated, found=_keep(run_directory, evaluated))

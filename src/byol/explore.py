@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from byol.data.decode import Unusable, decode
-from byol.embed import digest
 from byol.embeddings import Embeddings
-from byol.export import load
+from byol.export import digest, load
 from byol.pictures import thumbnail
 from byol.report.gallery import groups
 from byol.report.page import template

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,12 @@ def load(run_directory: str | Path) -> TrainedEncoder:
     check_fit(found, encoder.model.state_dict(), str(directory / WEIGHTS))
     encoder.model.load_state_dict(found)
     return encoder.eval()
+
+
+def digest(run_directory: Path) -> str:
+    """SHA-256 of a run's weights, in hexadecimal."""
+    with (run_directory / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(path: Path, what: str) -> dict[str, Tensor]:

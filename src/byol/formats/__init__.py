@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from byol import names
-from byol.export import WEIGHTS, check_plain_timm
+from byol.export import check_plain_timm, digest
 from byol.files import TEMPORARY, is_free, naming, read_json, sync, write_json, write_text
 from byol.formats.backbone import Backbone, Form, NoSuchArchitecture, read
 from byol.formats.card import card
@@ -95,7 +94,7 @@ def export(
         about: dict[str, Any] = {
             "format": format,
             "files": [*files, ABOUT],
-            "weights": _digest(run_directory / WEIGHTS),
+            "weights": digest(run_directory),
             "relative_difference": difference,
             "licence": licence,
             "byol": metadata.version("byol"),
@@ -103,11 +102,6 @@ def export(
         write_json(new / ABOUT, about)
         _move(new, out, about["files"], before)
     return {"out": str(out), "feature_dim": backbone.encoder.dim, "card": str(out / CARD), "load": form.code, **about}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _own(out: Path, kind: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from byol.diagnose import COLLAPSED_RANK, COLLAPSED_STD_RATIO
 from byol.embeddings import Embeddings
 from byol.embeddings import read as read_embeddings
-from byol.export import DESCRIPTION, read_description
+from byol.export import DESCRIPTION, WEIGHTS, digest, read_description
 from byol.files import json_lines, read_json
 from byol.metrics import METRICS as LINES
 from byol.metrics import SKIPPED
@@ -55,6 +55,8 @@ class Facts:
     embedding: Embeddings | None
     views: dict[str, Any] | None
     skipped: list[Line]
+    outdated: bool = False
+    """Whether the evaluation is of earlier weights."""
 
     @property
     def name(self) -> str:
@@ -122,6 +124,11 @@ class Facts:
         """How good the backbone is beside what it must beat, as far as it was measured."""
         rows = (self.evaluation or {}).get("rows", [])
         rows = [row for row in rows if "backbone" in row.get("columns", {})]
+        if self.outdated:
+            how = self._how((self.evaluation or {}).get("data", "LABELLED"))
+            return Verdict(
+                "warn", "", "It was trained on since it was measured: the numbers are of earlier weights.", (how,)
+            )
         if rows:
             return self._measured(next((row for row in rows if row["protocol"] == "linear"), rows[0]))
         if found := (self.evaluation or {}).get("unlabelled", {}).get("backbone"):
@@ -243,7 +250,7 @@ CURVES: tuple[tuple[str, dict[str, Any]], ...] = (
         {
             "lines": (("held_out/knn", "kNN"), ("held_out/classifier", "linear")),
             "percent": True,
-            "about": "Accuracy while training; the labels teach the encoder nothing.",
+            "about": "Accuracy of classifiers that look on while it trains; kNN, and a linear one.",
         },
     ),
 )
@@ -273,4 +280,6 @@ def read(directory: Path) -> Facts:
     embedding = read_embeddings(directory / EMBEDDING) if (directory / EMBEDDING).is_file() else None
     views = read_json(directory / VIEWS) if (directory / VIEWS).is_file() else None
     skipped = list(json_lines(directory / SKIPPED)) if (directory / SKIPPED).is_file() else []
-    return Facts(directory, run, description, lines, evaluation, embedding, views, skipped)
+    weights = (evaluation or {}).get("weights")
+    outdated = weights is not None and (directory / WEIGHTS).is_file() and digest(directory) != weights
+    return Facts(directory, run, description, lines, evaluation, embedding, views, skipped, outdated)

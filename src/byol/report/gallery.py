@@ -13,9 +13,9 @@ from torch import Tensor
 
 from byol.data.open import Images
 from byol.data.source import Source
-from byol.embed import digest, embed, read_about
+from byol.embed import embed, read_about
 from byol.embeddings import Embeddings
-from byol.export import WEIGHTS
+from byol.export import WEIGHTS, digest
 from byol.files import write_json
 from byol.parallel import rank
 from byol.pictures import thumbnail
